@@ -1,0 +1,107 @@
+"""MX block accumulation as one microkernel over the operands where they lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kernelforge.lowering import Composite, composites_in, take_composites
+from kernelforge.lowering.tir import PyStmtExprMutator, called, mutator, post_order, tirx
+
+NAME = "mx_block_accumulate"
+MICROKERNEL = "kf_mx_block_accumulate"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a tile was copied from: a buffer in global memory and the tile's first index in it."""
+
+    buffer: Any
+    start: tuple[Any, ...]
+
+    def address(self) -> Any:
+        return tirx.address_of(tirx.BufferLoad(self.buffer, list(self.start)))
+
+    def valid(self, axis: int, tile_extent: int) -> Any:
+        """Extent of the tile along ``axis`` that lies inside the buffer."""
+        return tirx.min(tirx.IntImm("int32", tile_extent), self.buffer.shape[axis] - self.start[axis])
+
+
+def _copies_into(function: Any, tiles: list[Any]) -> dict[Any, _Source]:
+    """Sources of the tiles that are filled by one copy from global memory."""
+    sources: dict[Any, _Source] = {}
+
+    def visit(node: Any) -> None:
+        if called(node) == "tl.tileop.copy":
+            source, target = node.args[0].args[0], node.args[1].args[0]
+            if source.buffer.scope() == "global" and any(target.buffer.same_as(tile) for tile in tiles):
+                sources[target.buffer] = _Source(source.buffer, tuple(source.indices))
+
+    post_order(function.body, visit)
+    return sources
+
+
+@mutator
+class _DropTiles(PyStmtExprMutator):
+    def __init__(self, tiles: list[Any]) -> None:
+        super().__init__()
+        self.tiles = tiles
+
+    def _dropped(self, buffer: Any) -> bool:
+        return any(buffer.same_as(tile) for tile in self.tiles)
+
+    def visit_evaluate_(self, op: Any) -> Any:
+        if called(op.value) == "tl.tileop.copy" and self._dropped(op.value.args[1].args[0].buffer):
+            return tirx.Evaluate(tirx.IntImm("int32", 0))
+        return op
+
+    def visit_sblock_(self, op: Any) -> Any:
+        kept = [buffer for buffer in op.alloc_buffers if not self._dropped(buffer)]
+        return tirx.SBlock(
+            op.iter_vars,
+            op.reads,
+            op.writes,
+            op.name_hint,
+            self.visit_stmt(op.body),
+            op.init,
+            kept,
+            op.match_buffers,
+            op.annotations,
+        )
+
+
+def _stride(buffer: Any) -> Any:
+    return tirx.Cast("int64", buffer.shape[-1])
+
+
+def _call(composite: Composite, sources: dict[Any, _Source]) -> Any:
+    acc, a, a_scale, w, w_scale = (operand.buffer for operand in composite.operands)
+    rows, columns = int(acc.shape[0]), int(acc.shape[1])
+    a_from, w_from = sources[a], sources[w]
+    arguments: list[Any] = [tirx.address_of(tirx.BufferLoad(acc, [0, 0])), tirx.IntImm("int64", columns)]
+    for tile in (a, a_scale, w, w_scale):
+        # BF16 activations have no scale: the tile is never filled, and the microkernel does not read it.
+        source = sources.get(tile, a_from)
+        arguments += [source.address(), _stride(source.buffer)]
+    depth = w_from.valid(1, int(w.shape[1])) * 2
+    arguments += [a_from.valid(0, rows), w_from.valid(0, columns), depth]
+    arguments.append(tirx.IntImm("int32", composite.parameters["a_format"]))
+    call = tirx.call_extern("int32", MICROKERNEL, *arguments)
+    return tirx.Evaluate(tirx.call_extern("int32", "kf_checked", call))
+
+
+def fuse_block_accumulate(function: Any) -> Any:
+    """Take ``mx_block_accumulate`` whole: one call on the operands in global memory; their copies and tiles go away.
+
+    A region whose tiles were not copied from global memory keeps its portable body.
+    """
+    regions = [composite for composite in composites_in(function) if composite.name == NAME]
+    tiles = [operand.buffer for composite in regions for operand in composite.operands[1:]]
+    sources = _copies_into(function, tiles)
+
+    def take(composite: Composite) -> Any:
+        a, w = composite.operands[1].buffer, composite.operands[3].buffer
+        return _call(composite, sources) if a in sources and w in sources else composite.body
+
+    fused = take_composites(function, {NAME: take})
+    return fused.with_body(_DropTiles(list(sources)).visit_stmt(fused.body))

@@ -1,0 +1,20 @@
+"""The portable subset, its verifier, and passes that more than one backend uses. Importing it imports TileLang."""
+
+from .composites import Composite, composite_of, composites_in, lower_composites, take_composites
+from .lower import Lowered, lower, trace
+from .pinned_fp32 import pin_fp32
+from .verify import NotPortable, verify
+
+__all__ = [
+    "Composite",
+    "Lowered",
+    "NotPortable",
+    "composite_of",
+    "composites_in",
+    "lower",
+    "lower_composites",
+    "pin_fp32",
+    "take_composites",
+    "trace",
+    "verify",
+]

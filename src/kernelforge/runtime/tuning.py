@@ -1,0 +1,50 @@
+"""The tuning table: which schedule a kernel gets. A schedule never changes a bit of a result."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from .. import backends
+
+TABLE = "tuning.json"
+
+
+@functools.lru_cache(maxsize=4096)
+def schedule(op: str, device: str, **problem: Any) -> Mapping[str, Any]:
+    """The schedule for a problem: the backend's rows first, then the op's own; the first match wins.
+
+    A row is ``{"when": {name: value | [values] | {"min": a, "max": b}}, "set": {parameter: value}}``; names that a row
+    does not mention are free.
+
+    Raises:
+        LookupError: no row matches (an op's own table ends with a row without conditions).
+    """
+    backend, _ = backends.device(device)
+    for row in (*backend.tuning(op), *_own_rows(op)):
+        if all(_matches(condition, problem[name]) for name, condition in row.get("when", {}).items()):
+            return dict(row["set"])
+    raise LookupError(f"tuning: no schedule of {op} matches {problem} on {device}")
+
+
+@functools.cache
+def _own_rows(op: str) -> Sequence[Mapping[str, Any]]:
+    return load(files(f"kernelforge.ops.{op}").joinpath(TABLE).read_text())
+
+
+def load(text: str) -> Sequence[Mapping[str, Any]]:
+    """Parse a table; every row must set something."""
+    rows = json.loads(text)
+    for row in rows:
+        if not set(row) <= {"when", "set"} or not row.get("set"):
+            raise ValueError(f"tuning: a row is {{'when': ..., 'set': ...}}, given {row}")
+    return rows
+
+
+def _matches(condition: Any, value: Any) -> bool:
+    if isinstance(condition, Mapping):
+        return condition.get("min", value) <= value <= condition.get("max", value)
+    return value in condition if isinstance(condition, list) else value == condition

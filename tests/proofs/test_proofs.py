@@ -1,0 +1,62 @@
+"""Every theorem is proved, and the prover refuses wrong ones."""
+
+from __future__ import annotations
+
+import pytest
+import z3
+
+from kernelforge.formats import bf16, e2m1, e4m3, e8m0
+from kernelforge.numerics import window
+from kernelforge.proofs import ProofError, Theorem, fp4_to_fp8, mx_accumulator, prove, prove_all
+
+THEOREMS = [*fp4_to_fp8.theorems(), *mx_accumulator.theorems()]
+
+
+@pytest.mark.parametrize("theorem", THEOREMS, ids=[t.name for t in THEOREMS])
+def test_theorem_is_proved(theorem):
+    prove(theorem)
+
+
+def test_the_proofs_speak_of_the_constants_in_use():
+    import numpy as np
+
+    assert window.LIMIT[2] == mx_accumulator.WINDOW_LIMIT
+    assert e2m1.DOUBLED.max() == mx_accumulator.WEIGHT_LIMIT
+    assert (mx_accumulator.LOWEST_READ, mx_accumulator.HIGHEST_READ) == (e8m0.LOWEST_READ, e8m0.HIGHEST_READ)
+    e4m3_amax = e4m3.decode(np.arange(1, 0x7F, dtype=np.uint8))
+    exponents = window.exponent_of(e4m3_amax)
+    assert (exponents.min(), exponents.max()) == mx_accumulator.E4M3_WINDOW
+    bf16_amax = bf16.decode(np.arange(77 << 7, 0x7F80, dtype=np.uint16))
+    exponents = window.exponent_of(bf16_amax)
+    assert (exponents.min(), exponents.max()) == mx_accumulator.BF16_WINDOW
+    assert {c: int(e2m1.DOUBLED[c]) for c in range(1, 8)} == fp4_to_fp8.MAGNITUDES
+
+
+@pytest.mark.parametrize("code", range(1, 8))
+@pytest.mark.parametrize("side", ["LOWEST_SHIFT", "HIGHEST_SHIFT"])
+@pytest.mark.parametrize("error", [-1, 1])
+def test_a_threshold_off_by_one_is_refuted(monkeypatch, code, side, error):
+    table = dict(getattr(fp4_to_fp8, side))
+    table[code] += error
+    monkeypatch.setattr(fp4_to_fp8, side, table)
+    wrong = [t for t in fp4_to_fp8.theorems() if t.name in (f"outside_{code}", f"inside_{code}")]
+    with pytest.raises(ProofError):
+        prove_all(wrong)
+
+
+def test_a_wider_window_or_weight_would_break_the_block_bound(monkeypatch):
+    monkeypatch.setattr(mx_accumulator, "WEIGHT_LIMIT", 17)
+    with pytest.raises(ProofError, match="block_bound"):
+        prove_all(mx_accumulator._integers())
+
+
+def test_lower_read_thresholds_would_let_subnormals_in(monkeypatch):
+    monkeypatch.setattr(mx_accumulator, "LOWEST_READ", -54)
+    with pytest.raises(ProofError, match="scale_product"):
+        prove_all(mx_accumulator._factors())
+
+
+def test_contradictory_premises_are_refused():
+    x = z3.Int("x")
+    with pytest.raises(ProofError, match="no value at all"):
+        prove(Theorem("vacuous", "", [x > 0, x < 0], z3.BoolVal(False)))
