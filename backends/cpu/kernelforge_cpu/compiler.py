@@ -166,8 +166,8 @@ static inline int32_t kf_checked(int32_t code) {{
 }}
 
 {kernel}
-extern "C" int32_t {entry}(void* const* tensors, const int64_t* extents, const int64_t* grid, int64_t begin, int64_t end,
-                           uint8_t* workspace) {{
+extern "C" int32_t {entry}(void* const* tensors, const int64_t* extents, const int64_t* grid, int64_t begin,
+                           int64_t end, uint8_t* workspace) {{
   kf_failure = 0;
   for (int64_t block = begin; block < end; ++block) {{
     {function}({arguments});

@@ -58,9 +58,8 @@ class _Replace(PyStmtExprMutator):
         composite = composite_of(op)
         if composite is None:
             return tirx.AttrStmt(op.node, op.attr_key, op.value, self.visit_stmt(op.body))
-        if composite.name in self.takers:
-            return self.takers[composite.name](composite)
-        return self.visit_stmt(op.body)
+        taken = self.takers[composite.name](composite) if composite.name in self.takers else None
+        return self.visit_stmt(op.body) if taken is None else taken
 
 
 def lower_composites(function: Any) -> Any:
@@ -69,5 +68,8 @@ def lower_composites(function: Any) -> Any:
 
 
 def take_composites(function: Any, takers: Mapping[str, Callable[[Composite], Any]]) -> Any:
-    """Replace each composite named in ``takers`` by the statement its taker returns, the others by their body."""
+    """Replace each composite named in ``takers`` by the statement its taker returns, the others by their body.
+
+    A taker that cannot take a region returns None and leaves it to its body.
+    """
     return function.with_body(_Replace(takers).visit_stmt(function.body))

@@ -95,12 +95,14 @@ def source_location(node: Any) -> str:
 
 def statement_location(statement: Any) -> tuple[str, int] | None:
     """File and line of the source statement that made ``statement``; expressions carry none of their own."""
-    return span_to_location(get_stmt_span(statement))
+    location: tuple[str, int] | None = span_to_location(get_stmt_span(statement))
+    return location
 
 
 def buffer_location(buffer: Any) -> tuple[str, int] | None:
     """File and line where a buffer was declared or allocated."""
-    return span_to_location(get_buffer_span(buffer))
+    location: tuple[str, int] | None = span_to_location(get_buffer_span(buffer))
+    return location
 
 
 def structurally_equal(a: Any, b: Any) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .tir import COMPOSITE, buffer_location, called, post_order, statement_location, tirx
-from .verify_expressions import check_expression, refused_dtype, short_name
-from .verify_fp32 import FOLDED, Fp32Rules
-from .verify_source import Location, first_use, folded_zeros, is_library
+from .verify_context import Context
+from .verify_expressions import check_expression, refused_dtype, short_name, tile_name
+from .verify_fp32 import Fp32Rules
+from .verify_source import Location
 
 _SCOPES = ("global", "shared", "shared.dyn", "local.fragment", "local.var", "local")
 _GRID = ("blockIdx.x", "blockIdx.y", "blockIdx.z")
@@ -45,33 +46,20 @@ def verify(function: Any) -> None:
     check = _Check()
     check.function(function)
     if check.found:
-        name = (
-            function.attrs["global_symbol"]
-            if function.attrs and "global_symbol" in function.attrs
-            else "kernel"
-        )
+        name = function.attrs["global_symbol"] if function.attrs and "global_symbol" in function.attrs else "kernel"
         raise NotPortable(str(name), check.messages())
 
 
-class _Check:
+class _Check(Context):
     def __init__(self) -> None:
-        self.found: dict[tuple[str, int, str], None] = {}
-        self._at: list[Location] = []
-        self._bound: dict[Any, Any] = {}
+        super().__init__()
         self._threads: set[Any] = set()
         self._grid: set[str] = set()
         self._blocks = 0
         self._parallel = 0
         self._nest: Any = None
         self._believed: list[tuple[Any, Any, bool]] = []
-        self._fp32 = Fp32Rules(self._resolve)
-
-    def messages(self) -> list[str]:
-        return [f"{file}:{line}: {message}" for file, line, message in sorted(self.found)]
-
-    def report(self, message: str, at: Location | None = None) -> None:
-        file, line = at or (self._at[-1] if self._at else ("<unknown>", 0))
-        self.found[file, line, message] = None
+        self._fp32 = Fp32Rules(self.resolve)
 
     # Functions, buffers.
 
@@ -98,15 +86,13 @@ class _Check:
                 continue
             self.report(
                 f"extent {extent} of axis {axis} of tensor {buffer.name} is not portable: "
-                "only the leading extent may be dynamic, as a plain T.dynamic name; make the others parameters of the builder",
+                "only the leading extent may be dynamic, as a plain T.dynamic name",
                 at,
             )
         contiguous = 1
         for extent, stride in reversed(list(zip(buffer.shape, buffer.strides, strict=True))):
             if not (isinstance(stride, tirx.IntImm) and int(stride) == contiguous):
-                self.report(
-                    f"strides of tensor {buffer.name} are not portable: use a contiguous T.Tensor", at
-                )
+                self.report(f"strides of tensor {buffer.name} are not portable: use a contiguous T.Tensor", at)
                 break
             if not isinstance(extent, tirx.IntImm):
                 break
@@ -116,9 +102,7 @@ class _Check:
         at = buffer_location(buffer)
         scope = str(buffer.scope())
         if scope not in _SCOPES:
-            self.report(
-                f"scope {scope} is not portable: use T.alloc_shared, T.alloc_fragment or T.alloc_local", at
-            )
+            self.report(f"scope {scope} is not portable: use T.alloc_shared, T.alloc_fragment or T.alloc_local", at)
         self._dtype(str(buffer.dtype), f"buffer {buffer.name}", at)
         if not all(isinstance(extent, tirx.IntImm) for extent in buffer.shape):
             self.report(
@@ -131,50 +115,32 @@ class _Check:
     def statement(self, node: Any) -> Location:
         """Check a statement and give the line that its errors name."""
         at = statement_location(node)
-        visible = self._visible(at, node) if at else self._at[-1] if self._at else ("<unknown>", 0)
-        self._at.append(visible)
+        visible = self.visible(at, node) if at else self.at[-1] if self.at else ("<unknown>", 0)
+        self.at.append(visible)
         try:
-            self._source()
+            self.source()
             handler = getattr(self, "_" + type(node).__name__.lower(), None)
             if handler is None:
-                self.report(
-                    f"statement {type(node).__name__} is not portable: use what docs/portable-subset.md lists"
-                )
+                self.report(f"statement {type(node).__name__} is not portable: use what docs/portable-subset.md lists")
             else:
                 handler(node)
         finally:
-            self._at.pop()
+            self.at.pop()
         return visible
 
-    def _visible(self, at: Location, node: Any) -> Location:
-        """The line of the kernel, where the statement is one of TileLang's own macros."""
-        if not is_library(at):
-            return at
-        outer = self._at[-1] if self._at else at
-        if isinstance(node, tirx.Evaluate) and isinstance(node.value, tirx.Call):
-            return first_use(_tile_name(node.value), outer) or outer
-        return outer
-
-    def _source(self) -> None:
-        file, line = self._at[-1]
-        for number, operator in folded_zeros(file, line):
-            self.report(FOLDED[operator], (file, number))
-
     def _seqstmt(self, node: Any) -> None:
-        outer = self._at[-1]
+        outer = self.at[-1]
         for statement in node.seq:
             file, line = self.statement(statement)
             if file == outer[0] and line >= outer[1]:
-                self._at[-1] = (file, line + 1)  # a macro of TileLang's that follows is found after this line
-        self._at[-1] = outer
+                self.at[-1] = (file, line + 1)  # a macro of TileLang's that follows is found after this line
+        self.at[-1] = outer
 
     def _sblockrealize(self, node: Any) -> None:
         if str(node.block.name_hint) != "root":
             self._blocks += 1
             if self._blocks > 1:
-                self.report(
-                    "a nested block is not portable (schedulers do not see its accesses): use plain statements"
-                )
+                self.report("a nested block is not portable (schedulers do not see its accesses): use plain statements")
         for buffer in node.block.alloc_buffers:
             self._allocation(buffer)
         for key in node.block.annotations:
@@ -189,7 +155,7 @@ class _Check:
             self._threads.add(node.var)
             return
         self._expression(node.value)
-        self._bound[node.var] = node.value
+        self.bound[node.var] = node.value
 
     def _attrstmt(self, node: Any) -> None:
         if str(node.attr_key) != COMPOSITE:
@@ -208,11 +174,7 @@ class _Check:
             isinstance(operand, tirx.BufferLoad) and all(_is_zero(index) for index in operand.indices)
             for operand in operands
         )
-        sound = (
-            sound
-            and hasattr(parameters, "items")
-            and all(_is_integer(number) for _, number in parameters.items())
-        )
+        sound = sound and hasattr(parameters, "items") and all(_is_integer(number) for _, number in parameters.items())
         if not sound:
             self.report(f"this {COMPOSITE} region is not portable: open it with numerics.tile.composite")
 
@@ -224,12 +186,10 @@ class _Check:
             self._block_axis(str(node.thread_binding.thread_tag))
         elif kind == tirx.ForKind.PARALLEL:
             if not isinstance(node.extent, tirx.IntImm):
-                self.report(
-                    "dynamic extent of T.Parallel is not portable: use a constant extent and an if inside"
-                )
+                self.report("dynamic extent of T.Parallel is not portable: use a constant extent and an if inside")
         elif kind not in (tirx.ForKind.SERIAL, tirx.ForKind.UNROLLED):
             self.report("T.vectorized is not portable: use T.Parallel; backends vectorize")
-        elif self._reads_data(node.extent) and _holds_tile_code(node.body):
+        elif self.reads_data(node.extent) and _holds_tile_code(node.body):
             self.report(
                 "a data-dependent trip count around T.Parallel or a tile operator is not portable "
                 "(no barrier, deadlock): use a loop of bounded length with an if inside"
@@ -243,9 +203,7 @@ class _Check:
             self.statement(node.body)
             return
         if self._parallel and not node.same_as(self._nest):
-            self.report(
-                "T.Parallel inside T.Parallel is not portable: use T.Parallel(m, n), or T.serial inside"
-            )
+            self.report("T.Parallel inside T.Parallel is not portable: use T.Parallel(m, n), or T.serial inside")
         self._nest = node.body
         self._parallel += 1
         self.statement(node.body)
@@ -260,9 +218,7 @@ class _Check:
 
     def _while(self, node: Any) -> None:
         self._expression(node.condition)
-        self.report(
-            "while is not portable (no barrier, deadlock): use a loop of bounded length with an if inside"
-        )
+        self.report("while is not portable (no barrier, deadlock): use a loop of bounded length with an if inside")
         self.statement(node.body)
 
     def _ifthenelse(self, node: Any) -> None:
@@ -290,21 +246,17 @@ class _Check:
     # Operators.
 
     def _tile_operator(self, call: Any) -> None:
-        name = _tile_name(call)
+        name = tile_name(call)
         if name not in ("copy", "fill", "gemm"):
             default = "T.copy, T.fill, T.gemm on int8, and T.Parallel"
             advice = _REDUCE_ADVICE if name.startswith("reduce") else _TILE_ADVICE.get(name, default)
             self.report(f"T.{name} is not portable: use {advice}")
             return
         if self._parallel:
-            self.report(
-                f"T.{name} inside T.Parallel is not portable: use element assignments, or move it out"
-            )
+            self.report(f"T.{name} inside T.Parallel is not portable: use element assignments, or move it out")
         for key in call.annotations:
             self.report(f"option {key} of T.{name} is not portable: schedules belong to a backend's passes")
-        regions = [
-            argument for argument in call.args if called(argument) in ("tl.region", "tl.tileop.region")
-        ]
+        regions = [argument for argument in call.args if called(argument) in ("tl.region", "tl.tileop.region")]
         loads = [region.args[0] for region in regions]
         for load in loads:
             for index in load.indices:
@@ -326,9 +278,7 @@ class _Check:
         name = called(call)
         spelled = f"T.{short_name(call).removesuffix('_elem_op')}"
         if name not in _ATOMICS:
-            self.report(
-                f"{spelled} is not portable: use T.atomic_add, T.atomic_max or T.atomic_min, without a result"
-            )
+            self.report(f"{spelled} is not portable: use T.atomic_add, T.atomic_max or T.atomic_min, without a result")
             return
         target = call.args[0].args[0]
         if str(target.dtype) not in ("int32", "uint32"):
@@ -337,12 +287,8 @@ class _Check:
             )
         for index in target.indices:
             self._expression(index)
-            if self._holds(
-                index, lambda part: called(part) == "tirx.if_then_else" or isinstance(part, tirx.Select)
-            ):
-                self.report(
-                    f"a conditional index of {spelled} is not portable: store the index in a buffer first"
-                )
+            if self.holds(index, lambda part: called(part) == "tirx.if_then_else" or isinstance(part, tirx.Select)):
+                self.report(f"a conditional index of {spelled} is not portable: store the index in a buffer first")
         self._expression(call.args[1])
 
     # Expressions.
@@ -376,29 +322,6 @@ class _Check:
         check()
         del self._believed[len(self._believed) - len(believed) :]
 
-    def _resolve(self, expression: Any) -> Any:
-        while isinstance(expression, tirx.Var) and expression in self._bound:
-            expression = self._bound[expression]
-        return expression
-
-    def _holds(self, expression: Any, wanted: Callable[[Any], bool]) -> bool:
-        """Whether an expression, followed through names, holds a node that is wanted."""
-        seen: set[Any] = set()
-        found = False
-
-        def visit(part: Any) -> None:
-            nonlocal found
-            found = found or wanted(part)
-            if isinstance(part, tirx.Var) and part in self._bound and part not in seen:
-                seen.add(part)
-                post_order(self._bound[part], visit)
-
-        post_order(expression, visit)
-        return found
-
-    def _reads_data(self, expression: Any) -> bool:
-        return self._holds(expression, lambda part: isinstance(part, tirx.BufferLoad))
-
 
 def _operands(node: Any) -> list[Any]:
     if isinstance(node, tirx.Call):
@@ -410,13 +333,6 @@ def _operands(node: Any) -> list[Any]:
     if isinstance(node, tirx.Not):
         return [node.a]
     return [node.a, node.b] if hasattr(node, "a") and hasattr(node, "b") else []
-
-
-def _tile_name(call: Any) -> str:
-    """A tile operator as kernels spell it: ``reduce_sum`` for a reduction."""
-    name = short_name(call)
-    kinds = [str(argument.value) for argument in call.args if isinstance(argument, tirx.StringImm)]
-    return f"reduce_{kinds[0]}" if name == "reduce" and kinds else name
 
 
 def _is_zero(index: Any) -> bool:

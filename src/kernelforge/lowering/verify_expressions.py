@@ -100,6 +100,13 @@ def short_name(call: Any) -> str:
     return _SCALAR_NAMES.get(name, name.removesuffix("_sync"))
 
 
+def tile_name(call: Any) -> str:
+    """A tile operator as kernels spell it: ``reduce_sum`` for a reduction."""
+    name = short_name(call)
+    kinds = [str(argument.value) for argument in call.args if isinstance(argument, tirx.StringImm)]
+    return f"reduce_{kinds[0]}" if name == "reduce" and kinds else name
+
+
 def refused_call(call: Any) -> str:
     """The message for a call that is not in the subset."""
     name = called(call).split(".")[-1]
@@ -107,11 +114,7 @@ def refused_call(call: Any) -> str:
     if advice is None and any(part in name for part in _WARP):
         advice = "T.Parallel and tile operators: not every device has threads, warps or barriers"
     if advice is None:
-        advice = (
-            _MATH
-            if str(call.dtype).startswith("float")
-            else "the operators that docs/portable-subset.md lists"
-        )
+        advice = _MATH if str(call.dtype).startswith("float") else "the operators that docs/portable-subset.md lists"
     verb = "" if advice.startswith("drop") else "use "
     return f"T.{short_name(call)} is not portable: {verb}{advice}"
 
@@ -129,9 +132,7 @@ def refused_dtype(dtype: str, what: str) -> str | None:
     if dtype in DTYPES:
         return None
     if "float" in dtype:
-        carry = {"64": "float32", "16": "uint16 bits", "8": "uint8 bits"}.get(
-            _bits(dtype.split("_")[0]), "bits"
-        )
+        carry = {"64": "float32", "16": "uint16 bits", "8": "uint8 bits"}.get(_bits(dtype.split("_")[0]), "bits")
         return f"{what} of {dtype} is not portable: carry {carry} and convert with numerics and formats"
     return f"{what} of {dtype} is not portable: use one of {', '.join(sorted(DTYPES))}"
 
@@ -141,10 +142,9 @@ def check_expression(node: Any, report: Report) -> bool:
     if not isinstance(node, _NODES):
         report(f"{type(node).__name__} is not portable: use scalar expressions inside T.Parallel")
         return False
-    if isinstance(node, tirx.Call):
-        if called(node) not in _CALLS:
-            report(refused_call(node))
-            return False
+    if isinstance(node, tirx.Call) and called(node) not in _CALLS:
+        report(refused_call(node))
+        return False
     message = refused_dtype(str(node.dtype), "arithmetic")
     if message is not None:
         if not isinstance(node, (tirx.BufferLoad, tirx.Var)):  # a buffer is reported where it is declared

@@ -54,9 +54,7 @@ class Fp32Rules:
                 report(FOLDED["*"])
         elif isinstance(node, (tirx.EQ, tirx.NE)) and is_fp32(node.a):
             if self._same(node.a, node.b):
-                report(
-                    "fp32 x == x and x != x are not portable (rewritten to true and false): test the bits for NaN"
-                )
+                report("fp32 x == x and x != x are not portable (rewritten to true and false): test the bits for NaN")
         elif isinstance(node, tirx.Not):
             if any(True for _ in self._ordered(node.a)):
                 report(f"not of an fp32 comparison is not portable (rewritten to its opposite), {_NAN}")
@@ -75,9 +73,7 @@ class Fp32Rules:
         a, b, or_equal = normal
         for low, high, believed_or_equal in believed:
             if (or_equal or not believed_or_equal) and self._same(a, low) and self._same(b, high):
-                report(
-                    f"an fp32 comparison in the else of its opposite is not portable (taken as true), {_NAN}"
-                )
+                report(f"an fp32 comparison in the else of its opposite is not portable (taken as true), {_NAN}")
 
     def _value(self, expression: Any) -> Any:
         """Behind names, and behind operations that change nothing."""
@@ -86,11 +82,7 @@ class Fp32Rules:
             for side, other in ((expression.a, expression.b), (expression.b, expression.a)):
                 if _is_constant(self._resolve(side), 1.0):
                     return self._value(other)
-        if (
-            isinstance(expression, tirx.Sub)
-            and is_fp32(expression)
-            and _is_constant(self._resolve(expression.b), 0.0)
-        ):
+        if isinstance(expression, tirx.Sub) and is_fp32(expression) and _is_constant(self._resolve(expression.b), 0.0):
             return self._value(expression.a)
         return expression
 
@@ -108,19 +100,13 @@ class Fp32Rules:
         for a in self._arms(node.a):
             for b in self._arms(node.b):
                 if self._same(a, b):
-                    report(
-                        "fp32 x - x is not portable (rewritten to 0.0, NaN and Inf are lost): write the constant"
-                    )
+                    report("fp32 x - x is not portable (rewritten to 0.0, NaN and Inf are lost): write the constant")
                     return
                 if isinstance(a, tirx.Add) and (self._same(a.a, b) or self._same(a.b, b)):
-                    report(
-                        f"fp32 (x + c) - c is not portable (rewritten to x, its rounding is lost): {MAGIC}"
-                    )
+                    report(f"fp32 (x + c) - c is not portable (rewritten to x, its rounding is lost): {MAGIC}")
                     return
                 if isinstance(b, tirx.Add) and (self._same(b.a, a) or self._same(b.b, a)):
-                    report(
-                        f"fp32 x - (x + c) is not portable (rewritten to -c, its rounding is lost): {MAGIC}"
-                    )
+                    report(f"fp32 x - (x + c) is not portable (rewritten to -c, its rounding is lost): {MAGIC}")
                     return
 
     def _same(self, a: Any, b: Any) -> bool:
@@ -158,7 +144,5 @@ class Fp32Rules:
         for a, b, _ in self._ordered(node.a):
             for c, d, _ in self._ordered(node.b):
                 if self._same(a, d) and self._same(b, c):
-                    report(
-                        f"an fp32 comparison or its mirror image is not portable (taken as unequal or true), {_NAN}"
-                    )
+                    report(f"an fp32 comparison or its mirror image is not portable (taken as unequal or true), {_NAN}")
                     return

@@ -33,27 +33,33 @@ def first_use(name: str, after: Location) -> Location | None:
     return None
 
 
-@functools.cache
 def folded_zeros(file: str, line: int) -> tuple[tuple[int, str], ...]:
     """Lines that add or multiply by a literal fp32 zero, with the operator, in the function that holds ``line``."""
-    functions = [node for node in ast.walk(_parsed(file)) if isinstance(node, ast.FunctionDef)]
-    around = [node for node in functions if node.lineno <= line <= (node.end_lineno or node.lineno)]
-    if not around:
-        return ()
-    found: set[tuple[int, str]] = set()
-    for statement in ast.walk(max(around, key=lambda node: node.lineno)):
-        if isinstance(statement, ast.stmt):
-            parts = _expressions(statement)
-            found |= {(statement.lineno, operator) for part in parts for operator in _zeros(part)}
-    return tuple(sorted(found))
+    around = [found for first, last, found in _zeros_by_function(file) if first <= line <= last]
+    return around[-1] if around else ()
 
 
 @functools.cache
-def _parsed(file: str) -> ast.Module:
+def _zeros_by_function(file: str) -> tuple[tuple[int, int, tuple[tuple[int, str], ...]], ...]:
+    """First line, last line and :func:`folded_zeros` of each function of a file, inner functions later."""
     try:
-        return ast.parse("".join(linecache.getlines(file)))
+        tree = ast.parse("".join(linecache.getlines(file)))
     except SyntaxError:
-        return ast.Module([], [])
+        return ()
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    functions.sort(key=lambda node: node.lineno)
+    return tuple((node.lineno, node.end_lineno or node.lineno, _zeros_in(node)) for node in functions)
+
+
+def _zeros_in(function: ast.FunctionDef) -> tuple[tuple[int, str], ...]:
+    found = {
+        (statement.lineno, operator)
+        for statement in ast.walk(function)
+        if isinstance(statement, ast.stmt)
+        for part in _expressions(statement)
+        for operator in _zeros(part)
+    }
+    return tuple(sorted(found))
 
 
 def _expressions(statement: ast.stmt) -> Iterator[ast.expr]:

@@ -23,7 +23,7 @@ class _Bind(PyStmtExprMutator):
 
 
 def block_parameters(function: Any) -> Any:
-    """Compile one block: each loop over ``blockIdx`` becomes a scalar parameter, and the launcher spreads the grid over threads."""
+    """Compile one block: each loop over ``blockIdx`` becomes a scalar parameter; the launcher spreads the grid."""
     bind = _Bind()
     body = bind.visit_stmt(function.body)
     return prim_func(function, body, [bind.parameters[axis] for axis in sorted(bind.parameters)])

@@ -7,9 +7,11 @@ from typing import Any
 
 from kernelforge.lowering import Composite, composites_in, take_composites
 from kernelforge.lowering.tir import PyStmtExprMutator, called, mutator, post_order, tirx
+from kernelforge.numerics.block_accumulate import A_FORMATS
 
 NAME = "mx_block_accumulate"
 MICROKERNEL = "kf_mx_block_accumulate"
+UNSCALED = A_FORMATS.index("bf16")
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,30 @@ class _Source:
         return tirx.min(tirx.IntImm("int32", tile_extent), self.buffer.shape[axis] - self.start[axis])
 
 
-def _copies_into(function: Any, tiles: list[Any]) -> dict[Any, _Source]:
-    """Sources of the tiles that are filled by one copy from global memory."""
-    sources: dict[Any, _Source] = {}
+def _copies(function: Any) -> dict[Any, _Source]:
+    """Sources of the tiles whose only write is one copy from global memory."""
+    writes: dict[Any, list[_Source | None]] = {}
 
     def visit(node: Any) -> None:
-        if called(node) == "tl.tileop.copy":
+        if isinstance(node, tirx.BufferStore):
+            writes.setdefault(node.buffer, []).append(None)
+        elif called(node) == "tl.tileop.copy":
             source, target = node.args[0].args[0], node.args[1].args[0]
-            if source.buffer.scope() == "global" and any(target.buffer.same_as(tile) for tile in tiles):
-                sources[target.buffer] = _Source(source.buffer, tuple(source.indices))
+            whole = source.buffer.scope() == "global"
+            writes.setdefault(target.buffer, []).append(
+                _Source(source.buffer, tuple(source.indices)) if whole else None
+            )
+        elif called(node) == "tl.tileop.fill":
+            writes.setdefault(node.args[0].args[0].buffer, []).append(None)
 
     post_order(function.body, visit)
-    return sources
+    return {tile: made[0] for tile, made in writes.items() if len(made) == 1 and made[0] is not None}
+
+
+def _fusible(composite: Composite, sources: dict[Any, _Source]) -> bool:
+    _, a, a_scale, w, w_scale = (operand.buffer for operand in composite.operands)
+    tiles = (a, w, w_scale) if composite.parameters["a_format"] == UNSCALED else (a, a_scale, w, w_scale)
+    return all(tile in sources for tile in tiles)
 
 
 @mutator
@@ -93,15 +107,15 @@ def _call(composite: Composite, sources: dict[Any, _Source]) -> Any:
 def fuse_block_accumulate(function: Any) -> Any:
     """Take ``mx_block_accumulate`` whole: one call on the operands in global memory; their copies and tiles go away.
 
-    A region whose tiles were not copied from global memory keeps its portable body.
+    A region whose tiles were not copied from global memory as they are keeps its portable body.
     """
+    sources = _copies(function)
     regions = [composite for composite in composites_in(function) if composite.name == NAME]
-    tiles = [operand.buffer for composite in regions for operand in composite.operands[1:]]
-    sources = _copies_into(function, tiles)
+    taken = [composite for composite in regions if _fusible(composite, sources)]
+    tiles = [operand.buffer for composite in taken for operand in composite.operands[1:]]
 
     def take(composite: Composite) -> Any:
-        a, w = composite.operands[1].buffer, composite.operands[3].buffer
-        return _call(composite, sources) if a in sources and w in sources else composite.body
+        return _call(composite, sources) if _fusible(composite, sources) else None
 
     fused = take_composites(function, {NAME: take})
-    return fused.with_body(_DropTiles(list(sources)).visit_stmt(fused.body))
+    return fused.with_body(_DropTiles(tiles).visit_stmt(fused.body))

@@ -179,17 +179,19 @@ def _run(
     out = torch.empty(shape, dtype=out_dtype, device=a.device)
     if run is None:
         return out
-    N, K = shape[-1], 2 * w.shape[-1]
-    operands = [
-        a.view(-1, a.shape[-1]),
-        _no_scale(a.device) if a_scale is None else a_scale.view(-1, a_scale.shape[-1]),
-        w.view(-1, K // 2),
-        w_scale.view(-1, K // BLOCK),
-    ]
+    scale = _no_scale(a.device) if a_scale is None else a_scale
     if offsets is not None:
-        operands.append(offsets)
-    run(*operands, out.view(-1, N))
+        run(a, scale, w.flatten(0, 1), w_scale.flatten(0, 1), offsets, out)
+    elif len(shape) == 2:
+        run(a, scale, w, w_scale, out)
+    else:
+        run(_rows(a), scale if a_scale is None else _rows(scale), w, w_scale, _rows(out))
     return out
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as a matrix: its leading axes in one."""
+    return tensor.view(-1, tensor.shape[-1])
 
 
 @functools.cache
@@ -225,7 +227,7 @@ def _grouped_impl(
 
 def _check_offsets(offsets: torch.Tensor, rows: int) -> None:
     given = offsets.tolist()
-    ascending = all(low <= high for low, high in zip(given, given[1:], strict=False))
+    ascending = given == sorted(given)
     if not given or given[0] != 0 or given[-1] != rows or not ascending:
         raise ValueError(f"group_offsets: given {given[:8]}...{given[-1:]}, wanted ascending from 0 to M = {rows}")
 

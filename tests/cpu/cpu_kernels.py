@@ -1,0 +1,72 @@
+"""Small kernels for the CPU passes; TileLang reads their source, so they live in a file."""
+
+import tilelang.language as T
+
+from kernelforge.numerics.tile.mx_block import mx_block_accumulate
+
+
+def scaled_rows(columns=64, rows=8, tile=8):
+    """Y = 0.1 * X over a 2-D grid, through a shared tile and a fragment."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def main(X: T.Tensor((M, columns), "float32"), Y: T.Tensor((M, columns), "float32")):
+        with T.Kernel(T.ceildiv(columns, tile), T.ceildiv(M, rows), threads=32) as (bx, by):
+            x = T.alloc_shared((rows, tile), "float32")
+            y = T.alloc_fragment((rows, tile), "float32")
+            T.copy(X[by * rows, bx * tile], x)
+            for i, j in T.Parallel(rows, tile):
+                y[i, j] = x[i, j] * T.float32(0.1)
+            T.copy(y, Y[by * rows, bx * tile])
+
+    return main
+
+
+def int8_dot(N=48, K=64, rows=16, transposed=True):
+    """C = A B (or A B^T) by one exact dot; N and K are whole tiles."""
+    M = T.dynamic("M")
+    shape = (N, K) if transposed else (K, N)
+
+    @T.prim_func
+    def main(A: T.Tensor((M, K), "int8"), B: T.Tensor(shape, "int8"), C: T.Tensor((M, N), "int32")):
+        with T.Kernel(T.ceildiv(M, rows), threads=32) as bx:
+            a = T.alloc_shared((rows, K), "int8")
+            b = T.alloc_shared(shape, "int8")
+            c = T.alloc_fragment((rows, N), "int32")
+            T.copy(A[bx * rows, 0], a)
+            T.copy(B[0, 0], b)
+            T.clear(c)
+            T.gemm(a, b, c, transpose_B=transposed)
+            T.copy(c, C[bx * rows, 0])
+
+    return main
+
+
+def unfusible(N=16, K=64):
+    """Block accumulation whose weights are not copied from memory as they are: the region must keep its body."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def main(
+        A: T.Tensor((M, K // 2), "uint8"),
+        A_scale: T.Tensor((M, K // 32), "uint8"),
+        W: T.Tensor((N, K // 2), "uint8"),
+        W_scale: T.Tensor((N, K // 32), "uint8"),
+        out: T.Tensor((M, N), "float32"),
+    ):
+        with T.Kernel(T.ceildiv(M, 16), threads=32) as bx:
+            a = T.alloc_shared((16, K // 2), "uint8")
+            a_scale = T.alloc_shared((16, K // 32), "uint8")
+            w = T.alloc_shared((N, K // 2), "uint8")
+            w_scale = T.alloc_shared((N, K // 32), "uint8")
+            acc = T.alloc_fragment((16, N), "float32")
+            T.clear(acc)
+            T.copy(A[bx * 16, 0], a)
+            T.copy(A_scale[bx * 16, 0], a_scale)
+            for j, q in T.Parallel(N, K // 2):
+                w[j, q] = W[N - 1 - j, q]
+            T.copy(W_scale[0, 0], w_scale)
+            mx_block_accumulate(acc, a, a_scale, w, w_scale, "e2m1")
+            T.copy(acc, out[bx * 16, 0])
+
+    return main

@@ -1,0 +1,129 @@
+"""Each CPU pass does to the IR what its docstring says, and what it makes has NumPy's bits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import cpu_kernels
+from kernelforge_cpu import passes
+from kernelforge_cpu.backend import CpuBackend
+from kernelforge_cpu.passes.block_parameters import block_parameters
+from kernelforge_cpu.passes.fuse_block_accumulate import fuse_block_accumulate
+from kernelforge_cpu.passes.host_memory import host_memory
+
+from kernelforge import lowering
+from kernelforge.ops.mxfp4_gemm import reference
+from kernelforge.ops.mxfp4_gemm.kernel import mxfp4_gemm
+
+
+def _lines(function: Any) -> list[str]:
+    return [line.strip() for line in function.script().splitlines() if line.strip()]
+
+
+def _changed(before: Any, after: Any) -> tuple[list[str], list[str]]:
+    old, new = _lines(before), _lines(after)
+    return [line for line in old if line not in new], [line for line in new if line not in old]
+
+
+def _compile(function: Any, directory: Path) -> Any:
+    backend = CpuBackend()
+    arch = backend.default_arch("cpu")
+    lowered = lowering.lower(function, backend, arch)
+    backend.build(lowered.source, lowered.info, arch, directory)
+    return backend.load(directory, lowered.info, "cpu"), lowered
+
+
+def test_block_parameters_golden() -> None:
+    before = cpu_kernels.scaled_rows()
+    removed, added = _changed(before, block_parameters(before))
+    assert [line for line in removed if "thread_binding" in line] == [
+        'for bx in T.thread_binding(8, thread="blockIdx.x"):',
+        'for by in T.thread_binding((M + 8 - 1) // 8, thread="blockIdx.y"):',
+    ]
+    assert added[0] == ("def main(X_handle: T.handle, Y_handle: T.handle, kf_block_x: T.int32, kf_block_y: T.int32):")
+    assert "T.copy(T.region(X[kf_block_y * 8, kf_block_x * 8], 1, 8, 8), T.region(x[0, 0], 2, 8, 8))" in added
+
+
+def test_host_memory_golden() -> None:
+    before = cpu_kernels.scaled_rows()
+    removed, added = _changed(before, host_memory(before))
+    assert removed == [
+        'T.sblock_attr({"tl.launch_threads": [32, 1, 1]})',
+        'x = T.sblock_alloc_buffer((8, 8), scope="shared.dyn")',
+        'y = T.sblock_alloc_buffer((8, 8), scope="local.fragment")',
+        "for i in T.parallel(8):",
+        "for j in T.parallel(8):",
+    ]
+    assert added == [
+        'x = T.sblock_alloc_buffer((8, 8), scope="local")',
+        'y = T.sblock_alloc_buffer((8, 8), scope="local")',
+        "for i, j in T.grid(8, 8):",
+    ]
+
+
+def test_host_memory_puts_large_tiles_into_scratch_memory(tmp_path: Path) -> None:
+    function = cpu_kernels.scaled_rows(columns=256, rows=128, tile=256)
+    run, lowered = _compile(function, tmp_path)
+    assert [(w.dtype, w.shape) for w in lowered.info.workspaces] == [("float32", (128, 256))] * 2
+    x = torch.randn(300, 256)
+    out = torch.full_like(x, float("nan"))
+    run(x, out)
+    assert np.array_equal(out.numpy().view(np.int32), (x.numpy() * np.float32(0.1)).view(np.int32))
+
+
+def test_fuse_block_accumulate_golden() -> None:
+    before = mxfp4_gemm(100, 256, 0, "e4m3_e8m0", "float32", 32, 64, 128, 1, 1)
+    after = fuse_block_accumulate(before)
+    calls = [line for line in _lines(after) if "kf_mx_block_accumulate" in line]
+    assert calls == [
+        'T.call_extern("int32", "kf_checked", T.call_extern("int32", "kf_mx_block_accumulate", '
+        'T.address_of(acc[0, 0]), T.int64(64), T.address_of(A[row, k * 128]), T.Cast("int64", 256), '
+        'T.address_of(A_scale[row, k * 4]), T.Cast("int64", 8), T.address_of(W[column, k * 64]), '
+        'T.Cast("int64", 128), T.address_of(W_scale[column, k * 4]), T.Cast("int64", 8), '
+        "T.min(32, M - row), T.min(64, 100 - column), T.min(64, 128 - k * 64) * 2, 1))"
+    ]
+    kept = [line for line in _lines(after) if line.startswith("T.copy")]
+    assert kept == ["T.copy(T.region(result[0, 0], 1, 32, 64), T.region(out[row, column], 2, 32, 64))"]
+    allocated = [line.partition(" ")[0] for line in _lines(after) if "sblock_alloc_buffer" in line]
+    assert not {"a", "a_scale", "w", "w_scale"} & set(allocated)
+
+
+def test_a_region_that_cannot_be_taken_keeps_its_body(tmp_path: Path) -> None:
+    run, lowered = _compile(cpu_kernels.unfusible(), tmp_path)
+    assert "kf_mx_block_accumulate" not in lowered.source
+    assert "kf_gemm_s8" in lowered.source
+    rng = np.random.default_rng(0)
+    a, w = (rng.integers(0, 256, (rows, 32), dtype=np.uint8) for rows in (20, 16))
+    a_scale, w_scale = (rng.integers(120, 134, (rows, 2), dtype=np.uint8) for rows in (20, 16))
+    out = torch.full((20, 16), float("nan"))
+    run(*map(torch.from_numpy, (a, a_scale, w, w_scale)), out)
+    wanted = reference.mxfp4_gemm(a, a_scale, w[::-1], w_scale, "e2m1", "float32")
+    assert np.array_equal(out.numpy().view(np.int32), wanted.view(np.int32))
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_int8_gemm_is_the_exact_dot(tmp_path: Path, transposed: bool) -> None:
+    run, lowered = _compile(cpu_kernels.int8_dot(transposed=transposed), tmp_path)
+    assert "kf_gemm_s8" in lowered.source
+    rng = np.random.default_rng(1)
+    a = rng.integers(-128, 128, (37, 64), dtype=np.int8)
+    b = rng.integers(-128, 128, (48, 64) if transposed else (64, 48), dtype=np.int8)
+    a[0], b[0] = -128, -128  # the largest sum
+    out = torch.zeros((37, 48), dtype=torch.int32)
+    run(torch.from_numpy(a), torch.from_numpy(b), out)
+    wide = b.astype(np.int64).T if transposed else b.astype(np.int64)
+    assert np.array_equal(out.numpy(), a.astype(np.int64) @ wide)
+
+
+def test_every_pass_has_a_name_and_a_docstring() -> None:
+    for step in passes.PIPELINE:
+        assert step.__name__.isidentifier()
+        assert step.__doc__
