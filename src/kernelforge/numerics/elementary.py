@@ -200,11 +200,11 @@ def sigmoid(x: Float32) -> Float32:
 @_elementwise
 def silu(x: Float32) -> Float32:
     """x * sigmoid(x). +0 for x < -100 ln 2, where the sigmoid is, and for |x| < 2^-50."""
-    s = sigmoid(x)
     bits = _bits(x)
-    v = _floats(np.where((bits & MAGNITUDE) < TINY, 0, bits))
-    y = np.where(s == 0, 0, _bits(v * s))
-    return _floats(np.where(_is_nan(bits), NAN, y))
+    magnitude = bits & MAGNITUDE
+    below = (bits < 0) & (magnitude > EXP_LOWEST)
+    v = _floats(np.where((magnitude < TINY) | below, 0, bits))
+    return _floats(np.where(_is_nan(bits), NAN, _bits(v * sigmoid(x))))
 
 
 @_elementwise

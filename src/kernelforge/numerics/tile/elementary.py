@@ -150,11 +150,10 @@ def recip(x: Any) -> Any:
         tiny = magnitude < pinned.TINY
         huge = magnitude > pinned.RECIP_MAX
         y = recip_positive(_float(T.if_then_else(tiny | huge, pinned.ONE, magnitude)))
-        limited = T.alloc_var("int32")
-        limited = _bits(y) | (bits & T.int32(pinned.SIGN))
-        limited = T.if_then_else(tiny, pinned.INF, limited)
-        limited = T.if_then_else(huge, 0, limited)
-        result = _float(_nan_or(bits, limited))
+        special = T.alloc_var("int32")
+        special = T.if_then_else(tiny, pinned.INF, 0)
+        special = _nan_or(bits, special)
+        result = _float(T.if_then_else(tiny | huge, special, _bits(y) | (bits & T.int32(pinned.SIGN))))
     return result
 
 
@@ -210,15 +209,16 @@ def silu(x: Any) -> Any:
     argument = x
     with _region("silu", argument, result):
         bits = T.alloc_var("int32")
-        s = T.alloc_var("float32")
+        magnitude = T.alloc_var("int32")
         v = T.alloc_var("float32")
+        y = T.alloc_var("float32")
         bits = _bits(argument)
-        s = sigmoid(argument)
-        v = _float(T.if_then_else((bits & pinned.MAGNITUDE) < pinned.TINY, 0, bits))
-        limited = T.alloc_var("int32")
-        limited = _bits(v * s)
-        limited = T.if_then_else(_bits(s) == 0, 0, limited)
-        result = _float(_nan_or(bits, limited))
+        magnitude = bits & pinned.MAGNITUDE
+        # Where the sigmoid is +0, so that neither -0 nor Inf * 0 comes up.
+        below = (bits < 0) & (magnitude > pinned.EXP_LOWEST)
+        v = _float(T.if_then_else((magnitude < pinned.TINY) | below, 0, bits))
+        y = v * sigmoid(argument)
+        result = _float(_nan_or(bits, _bits(y)))
     return result
 
 
