@@ -1,0 +1,83 @@
+"""Huawei Ascend 950 as a kernelforge backend."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from kernelforge.backends import Backend, Capabilities, Device, DeviceUnavailable, Executable, LaunchInfo, Tool
+from kernelforge.backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
+from kernelforge.backends.interface import Pass
+from kernelforge.runtime.tuning import load as load_tuning
+
+from . import bisheng, virtual
+
+REAL, VIRTUAL = "ascend", "ascend:virtual"
+ARCH, VIRTUAL_ARCH = "dav-3510", "dav-3510-virtual"
+
+
+class AscendBackend(Backend):
+    """Kernels as AscendC, compiled by bisheng for an Ascend 950 or by g++ for the virtual device."""
+
+    name = "ascend"
+    version = "1"
+    tensor_device = "npu"
+    capabilities = Capabilities(frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32}), subnormals=False)
+
+    def devices(self) -> Sequence[Device]:
+        available, detail = bisheng.device()
+        executes, how = virtual.device()
+        return (Device(REAL, available, detail), Device(VIRTUAL, executes, how, virtual=True))
+
+    def tools(self) -> Sequence[Tool]:
+        return (bisheng.tool(), virtual.tool())
+
+    def default_arch(self, device: str) -> str:
+        return VIRTUAL_ARCH if device == VIRTUAL else ARCH
+
+    def archs(self) -> Sequence[str]:
+        return (ARCH, VIRTUAL_ARCH)
+
+    def target(self, arch: str) -> Mapping[str, Any]:
+        return {"kind": "ascend"}
+
+    def passes(self, arch: str) -> Sequence[Pass]:
+        from . import passes
+
+        return passes.PIPELINE
+
+    def finish(self, lowered: Any, info: LaunchInfo) -> LaunchInfo:
+        from .passes.gemm_to_cube import SLOTS
+
+        one_slot = [replace(w, shape=(w.shape[0] // SLOTS, *w.shape[1:])) for w in info.workspaces]
+        kernel = virtual.signature(lowered.kernel_source)
+        return replace(info, workspaces=tuple(one_slot), extra={**info.extra, "kind": kernel.kind})
+
+    def build(self, source: str, info: LaunchInfo, arch: str, directory: Path) -> None:
+        if arch == VIRTUAL_ARCH:
+            virtual.build(source, directory)
+        else:
+            bisheng.build(source, directory)
+
+    def load(self, directory: Path, info: LaunchInfo, device: str) -> Executable:
+        if device != VIRTUAL:
+            raise DeviceUnavailable(f"device {REAL!r} cannot run here: {bisheng.device()[1]}")
+        from .virtual_executable import VirtualExecutable
+
+        return VirtualExecutable(directory, info)
+
+    def tuning(self, op: str) -> Sequence[Mapping[str, Any]]:
+        return _tuning(op)
+
+    def digest_roots(self) -> Sequence[Path]:
+        return (Path(__file__).parent, virtual.source_directory())
+
+
+@functools.cache
+def _tuning(op: str) -> Sequence[Mapping[str, Any]]:
+    table = files(__package__).joinpath("tuning", f"{op}.json")
+    return load_tuning(table.read_text()) if table.is_file() else ()

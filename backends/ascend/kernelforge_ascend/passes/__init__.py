@@ -1,0 +1,40 @@
+"""Passes from the portable TIR subset to TileLang's Ascend 950 dialect, in order.
+
+Each is a function from PrimFunc to PrimFunc; the program means the same before and after.
+"""
+
+from kernelforge.backends.interface import Pass
+from kernelforge.lowering import lower_composites, pin_fp32
+
+from .balance_threads import balance_threads
+from .declare_fp32 import declare_fp32
+from .flatten_grid import flatten_grid
+from .gemm_to_cube import gemm_to_cube
+from .inline_bindings import inline_bindings
+from .rewriter import LoweringError
+from .split_rows import split_rows
+from .vector_regions import vector_regions
+
+PIPELINE: tuple[Pass, ...] = (
+    lower_composites,
+    flatten_grid,
+    inline_bindings,
+    gemm_to_cube,
+    vector_regions,
+    split_rows,
+    balance_threads,
+    pin_fp32,
+    declare_fp32,
+)
+
+__all__ = [
+    "PIPELINE",
+    "LoweringError",
+    "balance_threads",
+    "declare_fp32",
+    "flatten_grid",
+    "gemm_to_cube",
+    "inline_bindings",
+    "split_rows",
+    "vector_regions",
+]
