@@ -168,6 +168,7 @@ static inline int32_t kf_checked(int32_t code) {{
   if (code != 0) kf_failure = code;
   return code;
 }}
+static inline int64_t kf_index(int64_t index) {{ return index; }}
 
 {kernel}
 extern "C" int32_t {entry}(void* const* tensors, const int64_t* extents, const int64_t* grid, int64_t begin,

@@ -22,7 +22,11 @@ class _Source:
     start: tuple[Any, ...]
 
     def address(self) -> Any:
-        return tirx.address_of(tirx.BufferLoad(self.buffer, list(self.start)))
+        # TileLang's StorageRewrite takes the common factor of an index for a vector length and keeps 16 bits of it, so
+        # a factor like 32768 stops it. What a call returns has no known factor.
+        *leading, last = self.start
+        opaque = tirx.call_pure_extern("int64", "kf_index", last)
+        return tirx.address_of(tirx.BufferLoad(self.buffer, [*leading, opaque]))
 
     def valid(self, axis: int, tile_extent: int) -> Any:
         """Extent of the tile along ``axis`` that lies inside the buffer."""

@@ -1,0 +1,143 @@
+// Operands with their power-of-two scales folded in, as bf16, for the AMX and AVX512-BF16 engines.
+//
+// q * fa and w * fw have at most 8 significant bits, so both are bf16 numbers; the products of a block are then exact
+// multiples of fa * fw, whose sum is the block's term itself: no separate scaling. E4M3 with fp32 scales keeps its
+// 24-bit factor apart and multiplies the block's sum by it. Zero and NaN factors fold too; infinite or overflowing
+// ones do not, and such tiles go to the portable engine.
+#pragma once
+
+#include "kf_avx512.h"
+#include "kf_mx_slices.h"
+
+#if defined(KF_X86)
+KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
+namespace kf {
+namespace {
+
+// Within eight elements of k both operands hold pairs (0,4) (1,5) (2,6) (3,7): one 16-bit shift of the packed codes
+// then brings a pair's two nibbles to the low ends of its two words.
+
+// bf16 of twice an E2M1 value times 2^63; vpermw looks at five bits of its index, hence twice the sixteen. Zero is
+// the least int16, -0.0, which the saturating addition of a non-positive exponent leaves alone.
+constexpr int kFoldBias = 63;
+alignas(64) constexpr uint16_t kBiasedE2m1[32] = {
+    0x8000, 0x5F00, 0x5F80, 0x5FC0, 0x6000, 0x6040, 0x6080, 0x60C0, 0x8000, 0xDF00, 0xDF80,
+    0xDFC0, 0xE000, 0xE040, 0xE080, 0xE0C0, 0x8000, 0x5F00, 0x5F80, 0x5FC0, 0x6000, 0x6040,
+    0x6080, 0x60C0, 0x8000, 0xDF00, 0xDF80, 0xDFC0, 0xE000, 0xE040, 0xE080, 0xE0C0};
+
+// Nibbles in the low bits of 16-bit words (bits above are ignored) to bf16 2v * 2^shift; exponents: shift - 63, << 7.
+KF_INLINE __m512i fold_nibbles(__m512i nibbles, __m512i exponents) {
+  return _mm512_adds_epi16(_mm512_permutexvar_epi16(nibbles, _mm512_load_si512(kBiasedE2m1)), exponents);
+}
+
+// One row's block: 32 bf16 of q * fa (q alone for fp32 scales) in the order above; returns fa.
+template <int kFormat>
+KF_INLINE float fold_block(const MxTile& tile, int row, int block, void* out) {
+  if constexpr (kFormat == kE2m1) {
+    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a_block<kFormat>(tile, row, block)));
+    const __m512i groups = _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_castsi128_si512(packed));
+    const __m512i nibbles = _mm512_srlv_epi16(
+        groups, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x00040004, 0x00080008, 0x000C000C)));
+    const uint8_t scale = static_cast<const uint8_t*>(a_scale_row<kFormat>(tile, row))[block];
+    const float factor = 0.25f * read_scale(scale);
+    __m512i words = fold_nibbles(nibbles, _mm512_set1_epi16(int16_t((int(scale) - 129 - kFoldBias) * 128)));
+    if (__builtin_expect(scale < 127 - 50, 0)) words = _mm512_setzero_si512();
+    if (__builtin_expect(scale == 0xFF, 0)) words = _mm512_set1_epi16(kNanBits >> 16);
+    _mm512_store_si512(out, words);
+    return factor;
+  } else {
+    const WindowBlock window = load_window<kFormat>(tile, row, block);
+    const float fold = kFormat == kE4m3F32 ? 1.0f : window.factor;
+    const __m512 scale = _mm512_set1_ps(fold * power_of_two(15 - window.exponent));
+    const __m512 magic = _mm512_set1_ps(fold * kWindowMagic);  // rounds to a multiple of `fold`
+    const __m512 even = _mm512_sub_ps(_mm512_fmadd_ps(even_floats(window.words), scale, magic), magic);
+    const __m512 odd = _mm512_sub_ps(_mm512_fmadd_ps(odd_floats(window.words), scale, magic), magic);
+    const __m512i words = _mm512_mask_mov_epi16(_mm512_srli_epi32(_mm512_castps_si512(even), 16), 0xAAAAAAAA,
+                                                _mm512_castps_si512(odd));
+    alignas(64) static const uint16_t kOrder[kBlock] = {0,  4,  1,  5,  2,  6,  3,  7,  8,  12, 9,  13, 10, 14, 11, 15,
+                                                        16, 20, 17, 21, 18, 22, 19, 23, 24, 28, 25, 29, 26, 30, 27, 31};
+    _mm512_store_si512(out, _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), words));
+    return window.factor;
+  }
+}
+
+// A in the order the kernels read it: by part of `width` blocks, group of `kGroup` rows, block, row of the group.
+template <int kGroup>
+struct FoldedRows {
+  uint16_t* base;
+  int padded;  // rows, a multiple of kGroup
+  int blocks;
+  int width;
+  // `start`: first block of a part.
+  KF_INLINE uint16_t* at(int row, int start) const {
+    const int64_t before = int64_t(start) * padded + int64_t(row / kGroup * kGroup) * part(start);
+    return base + (before + row % kGroup) * kBlock;
+  }
+  KF_INLINE int part(int start) const { return blocks - start < width ? blocks - start : width; }
+};
+
+// Folds `m` rows and fills up with zero rows. factor: [padded][blocks], written for fp32 scales alone. Returns the
+// largest factor's bits.
+template <int kFormat, int kGroup>
+int32_t fold_rows(const MxTile& tile, int row, int m, int first, const FoldedRows<kGroup>& out, float* factor) {
+  LargestFactor largest;
+  for (int r = 0; r < out.padded; ++r) {
+    for (int start = 0; start < out.blocks; start += out.width) {
+      uint16_t* to = out.at(r, start);
+      const int end = start + out.part(start);
+      for (int b = start; b < end; ++b, to += kGroup * kBlock) {
+        float fa = 0.0f;
+        if (r < m) {
+          fa = fold_block<kFormat>(tile, row + r, first + b, to);
+          largest.add(fa);
+        } else {
+          _mm512_store_si512(to, _mm512_setzero_si512());
+        }
+        if (kFormat == kE4m3F32) factor[int64_t(r) * out.blocks + b] = fa;
+      }
+    }
+  }
+  return largest.bits;
+}
+
+// One block of a strip of W as [16 pairs of k][16 columns][2] bf16 of w * fw.
+KF_INLINE void fold_strip_block(const StripRows& rows, int block, __m512i scale_bytes, uint16_t* out) {
+  const __m512i shifts = _mm512_slli_epi32(_mm512_sub_epi32(scale_bytes, _mm512_set1_epi32(127 + kFoldBias)), 7);
+  const __m512i exponents = _mm512_mask_mov_epi16(shifts, 0xAAAAAAAA, _mm512_slli_epi32(shifts, 16));
+  __m512i packed[4];
+  load_strip_block(rows, block, packed);
+  for (int j = 0; j < 4; ++j) {
+    uint16_t* pairs = out + 4 * j * kBlock;
+    _mm512_store_si512(pairs, fold_nibbles(packed[j], exponents));
+    _mm512_store_si512(pairs + kBlock, fold_nibbles(_mm512_srli_epi16(packed[j], 4), exponents));
+    _mm512_store_si512(pairs + 2 * kBlock, fold_nibbles(_mm512_srli_epi16(packed[j], 8), exponents));
+    _mm512_store_si512(pairs + 3 * kBlock, fold_nibbles(_mm512_srli_epi16(packed[j], 12), exponents));
+  }
+  const __mmask16 zero = _mm512_cmplt_epi32_mask(scale_bytes, _mm512_set1_epi32(127 - 50));
+  const __mmask16 nan = _mm512_cmpeq_epi32_mask(scale_bytes, _mm512_set1_epi32(0xFF));
+  if (__builtin_expect(zero | nan, 0)) {
+    const __m512i special = _mm512_maskz_set1_epi32(nan, kNanBits | kNanBits >> 16);
+    for (int p = 0; p < kBlock / 2; ++p) _mm512_mask_store_epi32(out + p * kBlock, zero | nan, special);
+  }
+}
+
+// Returns the largest factor's bits.
+inline int32_t fold_strip(const MxTile& tile, int col, int n, int first, int blocks, uint16_t* out) {
+  const StripRows rows(tile, col, n, first);
+  StripScales scales(rows, blocks);
+  for (int b = 0; b < blocks; ++b) fold_strip_block(rows, b, scales.bytes(b), out + int64_t(b) * kBlock * kStrip);
+  return scales.largest_bits();
+}
+
+// Whether a tile with these largest factors may be computed on folded operands.
+template <int kFormat>
+KF_INLINE bool folding_is_exact(int32_t largest_a, int32_t largest_w) {
+  if (kFormat == kE4m3F32) return largest_w < kInfBits;
+  return fused_is_exact(largest_a, largest_w);
+}
+
+}  // namespace
+}  // namespace kf
+KF_TARGET_END
+#endif

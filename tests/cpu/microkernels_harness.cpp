@@ -1,0 +1,46 @@
+// Shared library for test_microkernels.py: every engine by name, beside the entry points generated code calls.
+#include "kernelforge_cpu.h"
+
+extern "C" {
+
+int32_t harness_isa_available(int32_t isa) { return kf::isa_available(static_cast<kf::Isa>(isa)); }
+int32_t harness_current_isa() { return static_cast<int32_t>(kf::current_isa()); }
+
+int32_t harness_mx(int32_t isa, float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale,
+                   int64_t ld_a_scale, const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale,
+                   int32_t m, int32_t n, int32_t k, int32_t a_format) {
+  const kf::MxTile tile{acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k};
+  return kf::accumulate(static_cast<kf::Isa>(isa), a_format, tile);
+}
+
+int32_t harness_mx_entry(float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale,
+                         int64_t ld_a_scale, const uint8_t* w, int64_t ldw, const uint8_t* w_scale,
+                         int64_t ld_w_scale, int32_t m, int32_t n, int32_t k, int32_t a_format) {
+  return kf_mx_block_accumulate(acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k,
+                                a_format);
+}
+
+int32_t harness_gemm_s8(int32_t isa, int32_t* c, int64_t ldc, const int8_t* a, int64_t lda, const int8_t* b,
+                        int64_t ldb, int32_t m, int32_t n, int32_t k, int32_t trans_b, int32_t clear) {
+  return kf::gemm_s8(static_cast<kf::Isa>(isa), {c, ldc, a, lda, b, ldb, m, n, k, trans_b != 0, clear != 0});
+}
+
+int32_t harness_gemm_s8_entry(int32_t* c, int64_t ldc, const int8_t* a, int64_t lda, const int8_t* b, int64_t ldb,
+                              int32_t m, int32_t n, int32_t k, int32_t trans_b, int32_t clear) {
+  return kf_gemm_s8(c, ldc, a, lda, b, ldb, m, n, k, trans_b, clear);
+}
+
+float harness_scalar(int32_t operation, float a, float b) {
+  switch (operation) {
+    case 0: return kf_add(a, b);
+    case 1: return kf_sub(a, b);
+    case 2: return kf_mul(a, b);
+    default: return kf_f(kf_i(a));
+  }
+}
+
+void harness_bf16(uint16_t* out, const float* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = kf_bf16(x[i]);
+}
+
+}  // extern "C"
