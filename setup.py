@@ -23,7 +23,7 @@ CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-fast-math", "-fvisibility=hidden"
 
 packages = find_packages("src")
 package_dir = {"": "src"}
-package_data: dict[str, list[str]] = {"kernelforge": ["py.typed"], "": ["*.json", "*.h", "*.cuh"]}
+package_data: dict[str, list[str]] = {"kernelforge": ["py.typed"], "": ["*.json", "*.h", "*.cuh", "*.j2"]}
 entry_points: dict[str, list[str]] = {"console_scripts": ["kernelforge = kernelforge.cli:main"], GROUP: []}
 extensions = []
 

@@ -7,16 +7,32 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .ops.fp4_to_fp8.op import LosslessError, fp4_to_fp8
+    from .ops.mx_quantize.op import dequantize_mxfp4, quantize_mxfp4, quantize_mxfp8
     from .ops.mxfp4_gemm.op import grouped_mxfp4_gemm, mxfp4_gemm
 
 __version__ = "0.1.0"
 
 _API = {
+    "LosslessError": "ops.fp4_to_fp8.op",
+    "dequantize_mxfp4": "ops.mx_quantize.op",
+    "fp4_to_fp8": "ops.fp4_to_fp8.op",
     "grouped_mxfp4_gemm": "ops.mxfp4_gemm.op",
     "mxfp4_gemm": "ops.mxfp4_gemm.op",
+    "quantize_mxfp4": "ops.mx_quantize.op",
+    "quantize_mxfp8": "ops.mx_quantize.op",
 }
 
-__all__ = ["__version__", "grouped_mxfp4_gemm", "mxfp4_gemm"]
+__all__ = [
+    "LosslessError",
+    "__version__",
+    "dequantize_mxfp4",
+    "fp4_to_fp8",
+    "grouped_mxfp4_gemm",
+    "mxfp4_gemm",
+    "quantize_mxfp4",
+    "quantize_mxfp8",
+]
 
 
 def __getattr__(name: str) -> Any:

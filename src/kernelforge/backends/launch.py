@@ -28,8 +28,8 @@ class Argument:
 class Parameter:
     """A parameter of the compiled function, in its own order.
 
-    ``kind`` is ``"tensor"`` (an argument's pointer), ``"extent"`` (a dynamic extent), ``"block"`` (the block index along
-    grid axis ``axis``), ``"workspace"`` (scratch memory) or ``"descriptor"`` (a tensor map).
+    ``kind`` is ``"tensor"`` (an argument's pointer), ``"extent"`` (a dynamic extent), ``"block"`` (the block index
+    along grid axis ``axis``), ``"workspace"`` (scratch memory) or ``"descriptor"`` (a tensor map).
     """
 
     name: str

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
@@ -19,6 +20,9 @@ import platformdirs
 MANIFEST = "manifest.json"
 LOCK_TIMEOUT = 900.0
 """Seconds to wait for another process that compiles the same kernel."""
+
+FULL = 1 << 20
+"""A file system with fewer free bytes counts as full when a build fails on it."""
 
 
 class CacheError(RuntimeError):
@@ -35,7 +39,7 @@ class Cache:
     """Directories of compiled files, one per key.
 
     An entry is built in a private directory and renamed into place, so a reader sees all of it or nothing. Its manifest
-    holds a SHA-256 per file; an entry that does not match is rebuilt. Entries are data and shared libraries, nothing
+    holds a SHA-256 per file; an entry that does not match, file by file, is rebuilt. Entries are data and shared libraries, nothing
     is unpickled.
     """
 
@@ -113,28 +117,107 @@ def _lock(path: Path) -> Iterator[None]:
 def _build(target: Path, build: Callable[[Path], None]) -> None:
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent))
     try:
-        build(staging)
+        _run(build, staging)
         files = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
         (staging / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
         if target.exists():  # corrupt: take it out of the way before publishing
             doomed = Path(tempfile.mkdtemp(prefix=".corrupt-", dir=target.parent))
             os.replace(target, doomed / "entry")
             shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(staging, target)
+        try:
+            os.rename(staging, target)
+        except OSError:  # whoever compiled it without the lock was faster
+            if not _is_intact(target):
+                raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _run(build: Callable[[Path], None], staging: Path) -> None:
+    """Run ``build``; a compiler that failed for want of space is a full disk, whatever it said."""
+    try:
+        build(staging)
+    except OSError:
+        raise
+    except Exception as error:
+        if _free_bytes(staging) < FULL:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} while compiling", str(staging)) from error
+        raise
+
+
+def _free_bytes(directory: Path) -> int:
+    return shutil.disk_usage(directory).free
 
 
 def _is_intact(directory: Path) -> bool:
     try:
         files = json.loads((directory / MANIFEST).read_text())["files"]
-        return bool(files) and all(_sha256(directory / name) == digest for name, digest in files.items())
+        if not files or {path.name for path in directory.iterdir()} != {MANIFEST, *files}:
+            return False
+        return all(_sha256(directory / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A compiled kernel on disk; ``modified`` is a time stamp in seconds."""
+
+    name: str
+    nbytes: int
+    modified: float
+
+
+@dataclass(frozen=True)
+class State:
+    """The cache as ``kernelforge doctor`` shows it; ``problem`` says why it cannot be written."""
+
+    root: Path
+    entries: int
+    nbytes: int
+    problem: str | None
+
+
+def entries(root: Path | None = None) -> list[Entry]:
+    """Published entries below ``root`` (by default the cache directory)."""
+    root = default_root() if root is None else root
+    found = []
+    for manifest in sorted(root.glob(f"*/{MANIFEST}")) if root.is_dir() else []:
+        if not manifest.parent.name.startswith("."):
+            nbytes = sum(path.stat().st_size for path in manifest.parent.iterdir())
+            found.append(Entry(manifest.parent.name, nbytes, manifest.stat().st_mtime))
+    return found
+
+
+def state(root: Path | None = None) -> State:
+    """Size of the cache, and whether it can be written, which is tried."""
+    root = default_root() if root is None else root
+    problem = None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=root, prefix=".probe-"):
+            pass
+    except OSError as error:
+        problem = error.strerror or str(error)
+    found = entries(root)
+    return State(root, len(found), sum(entry.nbytes for entry in found), problem)
+
+
+def clear(root: Path | None = None) -> int:
+    """Remove every entry; return how many. Processes that have loaded a kernel keep it."""
+    root = default_root() if root is None else root
+    found = entries(root)
+    if root.is_dir():
+        for path in root.iterdir():
+            if path.name in {entry.name for entry in found} or path.name.startswith((".staging-", ".corrupt-")):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix == ".lock":
+                path.unlink(missing_ok=True)
+    return len(found)
 
 
 def digest_of_files(roots: list[Path]) -> str:

@@ -23,7 +23,7 @@ def schedule(op: str, device: str, **problem: Any) -> Mapping[str, Any]:
     Raises:
         LookupError: no row matches (an op's own table ends with a row without conditions).
     """
-    backend, _ = backends.device(device)
+    backend = backends.backend(device.partition(":")[0])
     for row in (*backend.tuning(op), *_own_rows(op)):
         if all(_matches(condition, problem[name]) for name, condition in row.get("when", {}).items()):
             return dict(row["set"])

@@ -1,0 +1,126 @@
+"""Runs cases on devices and keeps what came of them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from .. import contract
+from ..ops.spec import Case, OpSpec
+from .compare import compare, digest
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case on one device.
+
+    Attributes:
+        op, case, device: which.
+        digest: SHA-256 of the device's output bits, empty when it raised.
+        expected: SHA-256 of the reference's.
+        problems: differences, or the error; empty when the bits are equal.
+        seconds: running, and compiling where this was the kernel's first use.
+    """
+
+    op: str
+    case: str
+    device: str
+    digest: str
+    expected: str
+    problems: tuple[str, ...]
+    seconds: float
+
+    @property
+    def equal(self) -> bool:
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do."""
+
+    cases: tuple[tuple[str, Case], ...]
+    devices: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.cases) * len(self.devices)
+
+
+@dataclass
+class Run:
+    """What came of it; ``size`` and ``seed`` name the cases."""
+
+    seed: int
+    size: str
+    devices: tuple[str, ...]
+    results: list[CaseResult] = field(default_factory=list)
+    seconds: float = 0.0
+    contract: int = contract.VERSION
+
+    @property
+    def failures(self) -> list[CaseResult]:
+        return [result for result in self.results if not result.equal]
+
+    def of(self, device: str, op: str | None = None) -> list[CaseResult]:
+        """Results of one device, of one op if named."""
+        return [r for r in self.results if r.device == device and op in (None, r.op)]
+
+    @property
+    def ops(self) -> list[str]:
+        return list(dict.fromkeys(result.op for result in self.results))
+
+    def expected_digest(self, op: str) -> str:
+        """One digest for all of the reference's bits of an op."""
+        first = self.devices[0] if self.devices else ""
+        return joint_digest((r.case, r.expected) for r in self.of(first, op))
+
+    def device_digest(self, device: str, op: str) -> str:
+        """One digest for all of a device's bits of an op; equal to :meth:`expected_digest` if and only if all bits are."""
+        return joint_digest((r.case, r.digest) for r in self.of(device, op))
+
+
+def joint_digest(digests: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over (case, digest) pairs in order of case."""
+    state = hashlib.sha256()
+    for case, value in sorted(digests):
+        state.update(f"{case}\0{value}\n".encode())
+    return state.hexdigest()
+
+
+def plan(ops: Sequence[OpSpec], devices: Sequence[str], seed: int, size: str) -> Plan:
+    """The cases of ``ops`` for ``devices``."""
+    cases = tuple((op.name, case) for op in ops for case in op.conformance_cases(seed, size))
+    names = [(op, case.name) for op, case in cases]
+    if len(set(names)) != len(names):
+        raise ValueError(f"conformance cases share a name: {sorted({n for n in names if names.count(n) > 1})}")
+    return Plan(cases, tuple(devices))
+
+
+def run(planned: Plan, seed: int, size: str, observe: Callable[[CaseResult], None] = lambda result: None) -> Run:
+    """Run every case on every device; an error in one is its result and stops nothing."""
+    outcome = Run(seed, size, planned.devices)
+    started = time.perf_counter()
+    for op, case in planned.cases:
+        expected = case.expected()
+        wanted = digest(expected)
+        for device in planned.devices:
+            begun = time.perf_counter()
+            try:
+                given = case.run(device)
+                problems = tuple(str(difference) for difference in compare(expected, given))
+                found = digest(given)
+            except Exception as error:  # reported as this case's failure, whatever the backend raised
+                problems, found = (_describe(error),), ""
+            result = CaseResult(op, case.name, device, found, wanted, problems, time.perf_counter() - begun)
+            outcome.results.append(result)
+            observe(result)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def _describe(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename.rpartition('/')[2]}:{last.lineno})"

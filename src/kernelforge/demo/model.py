@@ -1,0 +1,2 @@
+class ModelMissing(RuntimeError):
+    pass

@@ -1,0 +1,1 @@
+"""MXFP4 weights as FP8 under coarser scales, exactly."""

@@ -1,0 +1,1 @@
+"""Quantization to MX blocks and back."""

@@ -1,0 +1,1 @@
+"""Sinkhorn normalization of small matrices."""
