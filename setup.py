@@ -36,9 +36,12 @@ for project in sorted(ROOT.glob("backends/*/pyproject.toml")):
         packages.append(package)
         package_dir[package] = f"{folder}/{package.replace('.', '/')}"
     native = description.get("tool", {}).get("kernelforge", {})
-    for package, headers in native.get("headers", {}).items():
-        packages.append(package)
-        package_dir[package] = headers
+    for package, sources in native.get("headers", {}).items():
+        for folder_of_sources in [ROOT / sources, *(path for path in (ROOT / sources).rglob("*") if path.is_dir())]:
+            relative = folder_of_sources.relative_to(ROOT / sources)
+            packages.append(".".join([package, *relative.parts]))
+            package_dir[packages[-1]] = folder_of_sources.relative_to(ROOT).as_posix()
+            package_data[packages[-1]] = ["*.h", "*.cpp"]
     for module, sources in native.get("extensions", {}).items():
         files = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(f"{sources}/*.cpp"))
         extensions.append(

@@ -25,15 +25,22 @@ inline int accumulate(Isa isa, const MxTile& tile) {
 #endif
   switch (isa) {
 #if defined(KF_X86)
-    case Isa::kAmx: return amx_accumulate<kFormat>(tile);
-    case Isa::kAvx512Vnni: return sliced_accumulate<VnniEngine, kFormat>(tile);
-    case Isa::kAvx512Bf16: return bf16_accumulate<kFormat>(tile);
-    case Isa::kAvx2: return sliced_accumulate<Avx2Engine, kFormat>(tile);
+    case Isa::kAmx:
+      return amx_accumulate<kFormat>(tile);
+    case Isa::kAvx512Vnni:
+      return sliced_accumulate<VnniEngine, kFormat>(tile);
+    case Isa::kAvx512Bf16:
+      return bf16_accumulate<kFormat>(tile);
+    case Isa::kAvx2:
+      return sliced_accumulate<Avx2Engine, kFormat>(tile);
 #elif defined(KF_AARCH64)
-    case Isa::kNeon: return sliced_accumulate<NeonEngine, kFormat>(tile);
+    case Isa::kNeon:
+      return sliced_accumulate<NeonEngine, kFormat>(tile);
 #endif
-    case Isa::kPortable: return portable_accumulate<kFormat>(tile);
-    default: return kIsaMissing;
+    case Isa::kPortable:
+      return portable_accumulate<kFormat>(tile);
+    default:
+      return kIsaMissing;
   }
 }
 
@@ -43,10 +50,14 @@ inline int accumulate(Isa isa, int a_format, const MxTile& tile) {
   if (isa == Isa::kMissing) return kIsaMissing;
   if (tile.m == 0 || tile.n == 0 || tile.k == 0) return kOk;
   switch (a_format) {
-    case kE2m1: return accumulate<kE2m1>(isa, tile);
-    case kE4m3E8m0: return accumulate<kE4m3E8m0>(isa, tile);
-    case kE4m3F32: return accumulate<kE4m3F32>(isa, tile);
-    default: return accumulate<kBf16>(isa, tile);
+    case kE2m1:
+      return accumulate<kE2m1>(isa, tile);
+    case kE4m3E8m0:
+      return accumulate<kE4m3E8m0>(isa, tile);
+    case kE4m3F32:
+      return accumulate<kE4m3F32>(isa, tile);
+    default:
+      return accumulate<kBf16>(isa, tile);
   }
 }
 
@@ -54,15 +65,21 @@ inline int gemm_s8(Isa isa, const GemmS8& g) {
   if (g.m < 0 || g.n < 0 || g.k < 0) return kBadArgument;
   switch (isa) {
 #if defined(KF_X86)
-    case Isa::kAmx: return gemm_s8_amx(g);
+    case Isa::kAmx:
+      return gemm_s8_amx(g);
     case Isa::kAvx512Vnni:
-    case Isa::kAvx512Bf16: return gemm_s8_vnni(g);
-    case Isa::kAvx2: return gemm_s8_avx2(g);
+    case Isa::kAvx512Bf16:
+      return gemm_s8_vnni(g);
+    case Isa::kAvx2:
+      return gemm_s8_avx2(g);
 #elif defined(KF_AARCH64)
-    case Isa::kNeon: return gemm_s8_neon(g);
+    case Isa::kNeon:
+      return gemm_s8_neon(g);
 #endif
-    case Isa::kPortable: return gemm_s8_portable(g);
-    default: return kIsaMissing;
+    case Isa::kPortable:
+      return gemm_s8_portable(g);
+    default:
+      return kIsaMissing;
   }
 }
 
@@ -77,8 +94,8 @@ extern "C" __attribute__((visibility("hidden"))) inline int32_t kf_mx_block_accu
 }
 
 extern "C" __attribute__((visibility("hidden"))) inline int32_t kf_gemm_s8(int32_t* c, int64_t ldc, const int8_t* a,
-                                                                            int64_t lda, const int8_t* b, int64_t ldb,
-                                                                            int32_t m, int32_t n, int32_t k,
-                                                                            int32_t trans_b, int32_t clear) {
+                                                                           int64_t lda, const int8_t* b, int64_t ldb,
+                                                                           int32_t m, int32_t n, int32_t k,
+                                                                           int32_t trans_b, int32_t clear) {
   return kf::gemm_s8(kf::current_isa(), kf::GemmS8{c, ldc, a, lda, b, ldb, m, n, k, trans_b != 0, clear != 0});
 }

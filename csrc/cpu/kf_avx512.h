@@ -64,9 +64,7 @@ class StripScales {
     return byte;
   }
   // fp32 bits of the largest factor seen, NaN apart.
-  KF_INLINE int32_t largest_bits() const {
-    return kf_i(read_scale(uint8_t(_mm512_reduce_max_epi32(largest_))));
-  }
+  KF_INLINE int32_t largest_bits() const { return kf_i(read_scale(uint8_t(_mm512_reduce_max_epi32(largest_)))); }
 
  private:
   const StripRows& rows_;
@@ -79,8 +77,8 @@ KF_INLINE __m512 read_scales(__m512i bytes) {
   __m512i bits = _mm512_maskz_slli_epi32(_mm512_cmpge_epi32_mask(bytes, _mm512_set1_epi32(127 - 50)), bytes, 23);
   bits = _mm512_mask_mov_epi32(bits, _mm512_cmpgt_epi32_mask(bytes, _mm512_set1_epi32(127 + 63)),
                                _mm512_set1_epi32(kInfBits));
-  bits = _mm512_mask_mov_epi32(bits, _mm512_cmpeq_epi32_mask(bytes, _mm512_set1_epi32(255)),
-                               _mm512_set1_epi32(kNanBits));
+  bits =
+      _mm512_mask_mov_epi32(bits, _mm512_cmpeq_epi32_mask(bytes, _mm512_set1_epi32(255)), _mm512_set1_epi32(kNanBits));
   return _mm512_castsi512_ps(bits);
 }
 
@@ -93,7 +91,7 @@ KF_INLINE int32_t largest_u16(__m512i words) {
 
 // One E4M3 or BF16 block as bf16 words, with what its window needs.
 struct WindowBlock {
-  __m512i words;   // small bf16 values already read as 0; any value where factor is NaN
+  __m512i words;  // small bf16 values already read as 0; any value where factor is NaN
   float factor;
   int exponent;
 };
@@ -142,8 +140,7 @@ KF_INLINE __m512 odd_floats(__m512i words) {
 
 // q of 16 elements: the fused multiply-add rounds once, and x * 2^(15-e) is exact.
 KF_INLINE __m512i window_integers(__m512 x, int exponent) {
-  const __m512 shifted =
-      _mm512_fmadd_ps(x, _mm512_set1_ps(power_of_two(15 - exponent)), _mm512_set1_ps(kWindowMagic));
+  const __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(power_of_two(15 - exponent)), _mm512_set1_ps(kWindowMagic));
   return _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(kWindowMagicBits));
 }
 

@@ -97,12 +97,9 @@ inline Isa detect_isa() {
     const char* name;
     Isa isa;
   };
-  constexpr Name kNames[] = {{"amx", Isa::kAmx},
-                             {"avx512vnni", Isa::kAvx512Vnni},
-                             {"avx512bf16", Isa::kAvx512Bf16},
-                             {"avx2", Isa::kAvx2},
-                             {"neon", Isa::kNeon},
-                             {"portable", Isa::kPortable}};
+  constexpr Name kNames[] = {
+      {"amx", Isa::kAmx},   {"avx512vnni", Isa::kAvx512Vnni}, {"avx512bf16", Isa::kAvx512Bf16}, {"avx2", Isa::kAvx2},
+      {"neon", Isa::kNeon}, {"portable", Isa::kPortable}};
   const char* wanted = std::getenv("KERNELFORGE_CPU_ISA");
   const bool any = wanted == nullptr || *wanted == '\0';
   for (const Name& entry : kNames) {

@@ -44,7 +44,7 @@ class AmxTiles {
 struct AmxOperands {
   const uint16_t* a;    // [blocks][2 row tiles][16][32]
   const uint16_t* w;    // [2 strips][blocks][16 pairs][16][2]
-  const float* factor;  // [rows][ld_factor], fp32 scales only
+  const float* factor;  // [blocks][ld_factor rows], fp32 scales only
   int64_t ld_factor;
   int64_t blocks;
 };
@@ -113,7 +113,7 @@ KF_INLINE void amx_scaled_kernel(float* acc, int64_t ld_acc, const AmxOperands& 
       _tile_stored(3, sums[kStrip] + kStrip, kLd);
     }
     for (int r = 0; r < kRows; ++r) {
-      const __m512 factor = _mm512_set1_ps(x.factor[r * x.ld_factor + b]);
+      const __m512 factor = _mm512_set1_ps(x.factor[b * x.ld_factor + r]);
       for (int c = 0; c < kPanel; c += kStrip) {
         float* at = acc + r * ld_acc + c;
         const __m512 term = _mm512_mul_ps(_mm512_load_ps(sums[r] + c), factor);
@@ -155,7 +155,7 @@ KF_INLINE void prefetch_codes(const MxTile& tile, int col, int first, int blocks
 
 template <int kFormat>
 int amx_accumulate(const MxTile& tile) {
-  constexpr int kRowChunk = 512, kCells = 512 * 32, kPanelBlocks = 12;
+  constexpr int kRowChunk = 256, kCells = 256 * 64, kPanelBlocks = 12;
   const int row_chunk = std::min((tile.m + kAmxRows - 1) / kAmxRows * kAmxRows, kRowChunk);
   const int chunk = std::min(tile.blocks(), kCells / row_chunk / kBlocksPerF32Scale * kBlocksPerF32Scale);
   const int w_chunk = std::min(chunk, kPanelBlocks);
@@ -186,7 +186,8 @@ int amx_accumulate(const MxTile& tile) {
           const int w_blocks = std::min(w_chunk, blocks - inner), at = first + inner;
           uint16_t* second = w + int64_t(w_blocks) * kTileWords;
           int32_t largest_w = fold_strip(tile, col, std::min(n, kStrip), at, w_blocks, w);
-          if (n > kStrip) largest_w = std::max(largest_w, fold_strip(tile, col + kStrip, n - kStrip, at, w_blocks, second));
+          if (n > kStrip)
+            largest_w = std::max(largest_w, fold_strip(tile, col + kStrip, n - kStrip, at, w_blocks, second));
           if (!folding_is_exact<kFormat>(largest_a, largest_w)) {
             MxTile special = part<kFormat>(tile, row, m, col, n, at, w_blocks);
             special.acc = sums;
@@ -201,7 +202,7 @@ int amx_accumulate(const MxTile& tile) {
             prefetch_codes(tile, col + kPanel, first, w_chunk);
           }
           for (int r = 0; r < m; r += kAmxRows) {
-            const AmxOperands x{folded.at(r, inner), w, factor + int64_t(r) * blocks + inner, blocks, w_blocks};
+            const AmxOperands x{folded.at(r, inner), w, factor + int64_t(inner) * padded + r, padded, w_blocks};
             if (m - r > kStrip) {
               amx_panel<kFormat, true>(sums + r * kPanel, kPanel, x);
             } else {

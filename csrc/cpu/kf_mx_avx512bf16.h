@@ -6,15 +6,14 @@
 #include "kf_mx_folded.h"
 
 #if defined(KF_X86)
-KF_TARGET_BEGIN(
-    "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prefer-vector-width=512")
+KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prefer-vector-width=512")
 namespace kf {
 namespace {
 
 // kRows x 32 columns over one chunk. a: [rows][blocks][32], w: [2][blocks][16 pairs][16][2].
 template <int kFormat, int kRows>
-void bf16_kernel(float* acc, int64_t ld_acc, const uint16_t* a, const float* factor, const uint16_t* w,
-                 int64_t blocks) {
+void bf16_kernel(float* acc, int64_t ld_acc, const uint16_t* a, const float* factor, int64_t ld_factor,
+                 const uint16_t* w, int64_t blocks) {
   const int64_t lda = blocks * kBlock, second = blocks * kBlock * kStrip;
   __m512 sums[kRows][2];
   for (int r = 0; r < kRows; ++r) {
@@ -40,7 +39,7 @@ void bf16_kernel(float* acc, int64_t ld_acc, const uint16_t* a, const float* fac
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < 2; ++c) {
         __m512 term = dots[r][c];
-        if (kFormat == kE4m3F32) term = _mm512_mul_ps(term, _mm512_set1_ps(factor[r * blocks + b]));
+        if (kFormat == kE4m3F32) term = _mm512_mul_ps(term, _mm512_set1_ps(factor[b * ld_factor + r]));
         sums[r][c] = _mm512_add_ps(sums[r][c], term);
       }
     }
@@ -84,7 +83,7 @@ int bf16_accumulate(const MxTile& tile) {
         for_row_groups(tile.acc + row * tile.ld_acc + col, tile.ld_acc, m, n, edge,
                        [&](auto group, int r, float* out, int64_t ld_out) {
                          bf16_kernel<kFormat, decltype(group)::value>(out, ld_out, a + int64_t(r) * blocks * kBlock,
-                                                                      factor + int64_t(r) * blocks, w, blocks);
+                                                                      factor + r, m, w, blocks);
                        });
       }
     }

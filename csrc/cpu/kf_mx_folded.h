@@ -20,10 +20,10 @@ namespace {
 // bf16 of twice an E2M1 value times 2^63; vpermw looks at five bits of its index, hence twice the sixteen. Zero is
 // the least int16, -0.0, which the saturating addition of a non-positive exponent leaves alone.
 constexpr int kFoldBias = 63;
-alignas(64) constexpr uint16_t kBiasedE2m1[32] = {
-    0x8000, 0x5F00, 0x5F80, 0x5FC0, 0x6000, 0x6040, 0x6080, 0x60C0, 0x8000, 0xDF00, 0xDF80,
-    0xDFC0, 0xE000, 0xE040, 0xE080, 0xE0C0, 0x8000, 0x5F00, 0x5F80, 0x5FC0, 0x6000, 0x6040,
-    0x6080, 0x60C0, 0x8000, 0xDF00, 0xDF80, 0xDFC0, 0xE000, 0xE040, 0xE080, 0xE0C0};
+alignas(64) constexpr uint16_t kBiasedE2m1[32] = {0x8000, 0x5F00, 0x5F80, 0x5FC0, 0x6000, 0x6040, 0x6080, 0x60C0,
+                                                  0x8000, 0xDF00, 0xDF80, 0xDFC0, 0xE000, 0xE040, 0xE080, 0xE0C0,
+                                                  0x8000, 0x5F00, 0x5F80, 0x5FC0, 0x6000, 0x6040, 0x6080, 0x60C0,
+                                                  0x8000, 0xDF00, 0xDF80, 0xDFC0, 0xE000, 0xE040, 0xE080, 0xE0C0};
 
 // Nibbles in the low bits of 16-bit words (bits above are ignored) to bf16 2v * 2^shift; exponents: shift - 63, << 7.
 KF_INLINE __m512i fold_nibbles(__m512i nibbles, __m512i exponents) {
@@ -35,10 +35,10 @@ template <int kFormat>
 KF_INLINE float fold_block(const MxTile& tile, int row, int block, void* out) {
   if constexpr (kFormat == kE2m1) {
     const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a_block<kFormat>(tile, row, block)));
-    const __m512i groups = _mm512_permutexvar_epi32(
-        _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_castsi128_si512(packed));
-    const __m512i nibbles = _mm512_srlv_epi16(
-        groups, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x00040004, 0x00080008, 0x000C000C)));
+    const __m512i groups = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                                                    _mm512_castsi128_si512(packed));
+    const __m512i nibbles =
+        _mm512_srlv_epi16(groups, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x00040004, 0x00080008, 0x000C000C)));
     const uint8_t scale = static_cast<const uint8_t*>(a_scale_row<kFormat>(tile, row))[block];
     const float factor = 0.25f * read_scale(scale);
     __m512i words = fold_nibbles(nibbles, _mm512_set1_epi16(int16_t((int(scale) - 129 - kFoldBias) * 128)));
@@ -53,8 +53,8 @@ KF_INLINE float fold_block(const MxTile& tile, int row, int block, void* out) {
     const __m512 magic = _mm512_set1_ps(fold * kWindowMagic);  // rounds to a multiple of `fold`
     const __m512 even = _mm512_sub_ps(_mm512_fmadd_ps(even_floats(window.words), scale, magic), magic);
     const __m512 odd = _mm512_sub_ps(_mm512_fmadd_ps(odd_floats(window.words), scale, magic), magic);
-    const __m512i words = _mm512_mask_mov_epi16(_mm512_srli_epi32(_mm512_castps_si512(even), 16), 0xAAAAAAAA,
-                                                _mm512_castps_si512(odd));
+    const __m512i words =
+        _mm512_mask_mov_epi16(_mm512_srli_epi32(_mm512_castps_si512(even), 16), 0xAAAAAAAA, _mm512_castps_si512(odd));
     alignas(64) static const uint16_t kOrder[kBlock] = {0,  4,  1,  5,  2,  6,  3,  7,  8,  12, 9,  13, 10, 14, 11, 15,
                                                         16, 20, 17, 21, 18, 22, 19, 23, 24, 28, 25, 29, 26, 30, 27, 31};
     _mm512_store_si512(out, _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), words));
@@ -77,7 +77,7 @@ struct FoldedRows {
   KF_INLINE int part(int start) const { return blocks - start < width ? blocks - start : width; }
 };
 
-// Folds `m` rows and fills up with zero rows. factor: [padded][blocks], written for fp32 scales alone. Returns the
+// Folds `m` rows and fills up with zero rows. factor: [blocks][padded], written for fp32 scales alone. Returns the
 // largest factor's bits.
 template <int kFormat, int kGroup>
 int32_t fold_rows(const MxTile& tile, int row, int m, int first, const FoldedRows<kGroup>& out, float* factor) {
@@ -94,7 +94,7 @@ int32_t fold_rows(const MxTile& tile, int row, int m, int first, const FoldedRow
         } else {
           _mm512_store_si512(to, _mm512_setzero_si512());
         }
-        if (kFormat == kE4m3F32) factor[int64_t(r) * out.blocks + b] = fa;
+        if (kFormat == kE4m3F32) factor[int64_t(b) * out.padded + r] = fa;
       }
     }
   }

@@ -22,7 +22,8 @@ KF_INLINE int32_t largest_scale(const StripRows& rows, int blocks) {
       largest = _mm512_mask_max_epu8(largest, _mm512_cmpneq_epu8_mask(bytes, nan), largest, bytes);
     }
   }
-  const __m512i words = _mm512_max_epu16(_mm512_and_si512(largest, _mm512_set1_epi16(0xFF)), _mm512_srli_epi16(largest, 8));
+  const __m512i words =
+      _mm512_max_epu16(_mm512_and_si512(largest, _mm512_set1_epi16(0xFF)), _mm512_srli_epi16(largest, 8));
   return kf_i(read_scale(uint8_t(largest_u16(words))));
 }
 
@@ -99,10 +100,17 @@ int gemv_accumulate(const MxTile& tile) {
       const int64_t ahead = col + kStrip < tile.n ? kStrip * tile.ldw : 0;
       float* acc = tile.acc + col;
       switch (tile.m) {
-        case 1: gemv_strip<kFormat, 1>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc); break;
-        case 2: gemv_strip<kFormat, 2>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc); break;
-        case 3: gemv_strip<kFormat, 3>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc); break;
-        default: gemv_strip<kFormat, 4>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc);
+        case 1:
+          gemv_strip<kFormat, 1>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc);
+          break;
+        case 2:
+          gemv_strip<kFormat, 2>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc);
+          break;
+        case 3:
+          gemv_strip<kFormat, 3>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc);
+          break;
+        default:
+          gemv_strip<kFormat, 4>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc);
       }
     }
   }

@@ -16,8 +16,8 @@ constexpr int kPortableRows = 4;
 
 // A 4 x 16 tile over one chunk of blocks. q: [rows][blocks*32], w: [blocks*32][16].
 template <int kRows>
-KF_INLINE void portable_kernel(float* acc, int64_t ld_acc, const float* q, int64_t ldq, const float* fa,
-                               int64_t ld_fa, const float* w, const float* fw, int blocks, int n) {
+KF_INLINE void portable_kernel(float* acc, int64_t ld_acc, const float* q, int64_t ldq, const float* fa, int64_t ld_fa,
+                               const float* w, const float* fw, int blocks, int n) {
   float sums[kRows][kStrip] = {};
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < n; ++c) sums[r][c] = acc[r * ld_acc + c];
@@ -83,12 +83,12 @@ int portable_accumulate(const MxTile& tile) {
         float* acc = tile.acc + row * tile.ld_acc + col;
         int r = 0;
         for (; r + kPortableRows <= m; r += kPortableRows) {
-          portable_kernel<kPortableRows>(acc + r * tile.ld_acc, tile.ld_acc, q + r * ldq, ldq, fa + r * chunk,
-                                         chunk, w, fw, blocks, n);
+          portable_kernel<kPortableRows>(acc + r * tile.ld_acc, tile.ld_acc, q + r * ldq, ldq, fa + r * chunk, chunk, w,
+                                         fw, blocks, n);
         }
         for (; r < m; ++r) {
-          portable_kernel<1>(acc + r * tile.ld_acc, tile.ld_acc, q + r * ldq, ldq, fa + r * chunk, chunk, w, fw,
-                             blocks, n);
+          portable_kernel<1>(acc + r * tile.ld_acc, tile.ld_acc, q + r * ldq, ldq, fa + r * chunk, chunk, w, fw, blocks,
+                             n);
         }
       }
     }

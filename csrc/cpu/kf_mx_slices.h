@@ -20,11 +20,11 @@ constexpr int kPanelRows = 6;                 // rows a kernel takes, at most
 
 // Rows of the A operand over one chunk of blocks.
 struct SlicedRows {
-  int8_t* lo;       // [rows][blocks * 32]
-  int8_t* hi;       // same, unused by format e2m1
-  int32_t* bias;    // [rows][blocks]: -offset * sum of q, cancels the offset that made w unsigned
-  float* factor;    // [rows][blocks]
-  int64_t blocks;   // leading dimension of bias and factor
+  int8_t* lo;      // [rows][blocks * 32]
+  int8_t* hi;      // same, unused by format e2m1
+  int32_t* bias;   // [rows][blocks]: -offset * sum of q, cancels the offset that made w unsigned
+  float* factor;   // [rows][blocks]
+  int64_t blocks;  // leading dimension of bias and factor
 
   KF_INLINE SlicedRows from(int row) const {
     const int64_t bytes = row * blocks * kBlock;
@@ -113,10 +113,17 @@ KF_INLINE void for_row_groups(float* acc, int64_t ld_acc, int m, int n, float* e
     const int64_t ld_out = full ? ld_acc : kPanel;
     for (int i = 0; !full && i < rows; ++i) std::memcpy(edge + i * kPanel, home + i * ld_acc, bytes);
     switch (rows) {
-      case 6: body(std::integral_constant<int, 6>(), r, out, ld_out); break;
-      case 4: body(std::integral_constant<int, 4>(), r, out, ld_out); break;
-      case 2: body(std::integral_constant<int, 2>(), r, out, ld_out); break;
-      default: body(std::integral_constant<int, 1>(), r, out, ld_out);
+      case 6:
+        body(std::integral_constant<int, 6>(), r, out, ld_out);
+        break;
+      case 4:
+        body(std::integral_constant<int, 4>(), r, out, ld_out);
+        break;
+      case 2:
+        body(std::integral_constant<int, 2>(), r, out, ld_out);
+        break;
+      default:
+        body(std::integral_constant<int, 1>(), r, out, ld_out);
     }
     for (int i = 0; !full && i < rows; ++i) std::memcpy(home + i * ld_acc, edge + i * kPanel, bytes);
   }

@@ -12,7 +12,8 @@ namespace {
 constexpr int kVnniOffset = 12;
 
 KF_INLINE __m512i unsigned_codes(__m512i nibbles) {
-  const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  const __m512i table =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
   return _mm512_shuffle_epi8(table, nibbles);
 }
 

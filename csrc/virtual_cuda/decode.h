@@ -1,6 +1,7 @@
 // From statements to instructions. Each family of instructions has a decoder in the file that executes it.
 #pragma once
 
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -88,7 +89,6 @@ class Decoder {
   uint32_t special(Special which, bool wide, uint64_t add = 0);
   uint32_t temporary(bool wide);
   bool symbol(const std::string& name, uint64_t& value) const;
-  void use(uint32_t id) { uses_.push_back(id); }
   void allocate();  // registers to slots by lifetime
 
   struct Touch {
@@ -104,10 +104,8 @@ class Decoder {
   std::vector<Virtual> virtuals_;
   std::vector<int64_t> virtual_of_register_;
   std::vector<int32_t> predicate_of_register_;
-  std::vector<std::pair<uint32_t, uint32_t>> constant_pool_index_;
   std::map<std::pair<uint64_t, bool>, uint32_t> constants_;
   std::map<std::pair<int, uint64_t>, uint32_t> specials_;
-  std::vector<std::pair<uint32_t, Handler>> extends_;  // hidden instructions after the current one
   struct After {
     uint32_t from, to;
     bool is_signed;

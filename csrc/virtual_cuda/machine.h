@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -101,7 +100,6 @@ struct PendingCopy {
   uint32_t bytes = 0;  // bulk
   uint32_t map = 0;    // bulk tensor: index into Cta::stores, else kNone
   uint32_t pc = 0;
-  bool no_increment = false;
 };
 
 struct BulkLoad {
@@ -142,7 +140,6 @@ struct Warp {
   bool granted = false;  // slept on an mbarrier whose phase has ended since
   uint32_t wait_address = 0, wait_parity = 0;
   uint64_t executed = 0;
-  uint64_t deadline = ~0ull;
   uint32_t speed = 0;
 
   std::vector<PendingCopy> copies;  // cp.async

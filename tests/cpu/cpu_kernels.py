@@ -66,7 +66,7 @@ def unfusible(N=16, K=64):
             for j, q in T.Parallel(N, K // 2):
                 w[j, q] = W[N - 1 - j, q]
             T.copy(W_scale[0, 0], w_scale)
-            mx_block_accumulate(acc, a, a_scale, w, w_scale, "e2m1")
+            mx_block_accumulate(acc, a, a_scale, w, w_scale, "e2m1", K // 32)
             T.copy(acc, out[bx * 16, 0])
 
     return main

@@ -14,8 +14,8 @@ int32_t harness_mx(int32_t isa, float* acc, int64_t ld_acc, const void* a, int64
 }
 
 int32_t harness_mx_entry(float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale,
-                         int64_t ld_a_scale, const uint8_t* w, int64_t ldw, const uint8_t* w_scale,
-                         int64_t ld_w_scale, int32_t m, int32_t n, int32_t k, int32_t a_format) {
+                         int64_t ld_a_scale, const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale,
+                         int32_t m, int32_t n, int32_t k, int32_t a_format) {
   return kf_mx_block_accumulate(acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k,
                                 a_format);
 }
@@ -32,10 +32,14 @@ int32_t harness_gemm_s8_entry(int32_t* c, int64_t ldc, const int8_t* a, int64_t 
 
 float harness_scalar(int32_t operation, float a, float b) {
   switch (operation) {
-    case 0: return kf_add(a, b);
-    case 1: return kf_sub(a, b);
-    case 2: return kf_mul(a, b);
-    default: return kf_f(kf_i(a));
+    case 0:
+      return kf_add(a, b);
+    case 1:
+      return kf_sub(a, b);
+    case 2:
+      return kf_mul(a, b);
+    default:
+      return kf_f(kf_i(a));
   }
 }
 

@@ -28,10 +28,16 @@ ARCHS = ("sm_80", "sm_90a")
 
 def on_every_arch(*cases):
     """Each case on both architectures; an ordinary run takes each once, alternating."""
-    for number, case in enumerate(cases):
-        for turn, arch in enumerate(ARCHS):
-            marks = [] if turn == number % 2 else [pytest.mark.slow]
-            yield pytest.param(*case, arch, marks=marks, id="-".join(str(v) for v in (*case, arch)))
+    return [
+        pytest.param(
+            *case,
+            arch,
+            marks=[] if turn == number % 2 else [pytest.mark.slow],
+            id="-".join(str(value) for value in (*case, arch)),
+        )
+        for number, case in enumerate(cases)
+        for turn, arch in enumerate(ARCHS)
+    ]
 
 
 def operands(a_format, M, rng, experts=0, n=N, k=K, edges=False):

@@ -192,8 +192,8 @@ def test_16_bit_arithmetic_rounds_once(name: str, dtype: Any) -> None:
 
     for _ in range(10):
         a, b, c = (RNG.integers(0, 2**16, 32).astype(np.uint16) for _ in range(3))
-        x, y, z = (v.view(dtype).astype(np.float64) for v in (a, b, c))
         with np.errstate(all="ignore"):
+            x, y, z = (v.view(dtype).astype(np.float64) for v in (a, b, c))
             np.testing.assert_array_equal(one(f"add.{name} %z, %x0, %x1;", np.uint16, a, b), bits(x + y))
             np.testing.assert_array_equal(one(f"mul.{name} %z, %x0, %x1;", np.uint16, a, b), bits(x * y))
             wide = one(

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kernelforge.backends import Backend, Capabilities, Device, DeviceUnavailable, Executable, LaunchInfo, Tool
+from kernelforge.backends import Backend, Capabilities, Device, Executable, LaunchInfo, Tool
 from kernelforge.backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from kernelforge.backends.interface import Pass
 from kernelforge.runtime.tuning import load as load_tuning
@@ -17,7 +17,7 @@ from kernelforge.runtime.tuning import load as load_tuning
 from . import bisheng, virtual
 
 REAL, VIRTUAL = "ascend", "ascend:virtual"
-ARCH, VIRTUAL_ARCH = "dav-3510", "dav-3510-virtual"
+ARCH, VIRTUAL_ARCH = bisheng.ARCH, f"{bisheng.ARCH}-virtual"
 
 
 class AscendBackend(Backend):
@@ -53,9 +53,9 @@ class AscendBackend(Backend):
     def finish(self, lowered: Any, info: LaunchInfo) -> LaunchInfo:
         from .passes.gemm_to_cube import SLOTS
 
-        one_slot = [replace(w, shape=(w.shape[0] // SLOTS, *w.shape[1:])) for w in info.workspaces]
-        kernel = virtual.signature(lowered.kernel_source)
-        return replace(info, workspaces=tuple(one_slot), extra={**info.extra, "kind": kernel.kind})
+        one_slot = tuple(replace(w, shape=(w.shape[0] // SLOTS, *w.shape[1:])) for w in info.workspaces)
+        (device,) = (function for _, function in lowered.device_mod.functions.items())
+        return replace(info, workspaces=one_slot, shared_bytes=int(device.attrs.get("dyn_shared_memory_buf", 0)))
 
     def build(self, source: str, info: LaunchInfo, arch: str, directory: Path) -> None:
         if arch == VIRTUAL_ARCH:
@@ -64,11 +64,13 @@ class AscendBackend(Backend):
             bisheng.build(source, directory)
 
     def load(self, directory: Path, info: LaunchInfo, device: str) -> Executable:
-        if device != VIRTUAL:
-            raise DeviceUnavailable(f"device {REAL!r} cannot run here: {bisheng.device()[1]}")
-        from .virtual_executable import VirtualExecutable
+        if device == VIRTUAL:
+            from .virtual_executable import VirtualExecutable
 
-        return VirtualExecutable(directory, info)
+            return VirtualExecutable(directory, info)
+        from . import npu_executable
+
+        return npu_executable.load(directory, info)
 
     def tuning(self, op: str) -> Sequence[Mapping[str, Any]]:
         return _tuning(op)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import shutil
-import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from kernelforge.backends.interface import CompileFailed, CompilerMissing, Tool
+from kernelforge.backends import DeviceUnavailable, Tool
+from kernelforge.backends.interface import CompileFailed, CompilerMissing
 
-SOURCE, OBJECT = "kernel.cpp", "kernel.o"
-_SECONDS = 600.0
+ARCH = "dav-3510"
+SOURCE, BINARY = "kernel.asc", "kernel.aibin"
+EXACT_OPTIONS = ("-ffp-contract=off",)
 _INSTALL = "install CANN with the Ascend 950 toolchain and set BISHENG_HOME, or put its bin folder on PATH"
 
 
 def find() -> str | None:
     """Path of bisheng: ``$BISHENG_HOME/bin``, else the PATH."""
     home = os.environ.get("BISHENG_HOME")
-    return shutil.which("bisheng", path=f"{home}/bin") if home else shutil.which("bisheng")
+    return shutil.which("bisheng", path=f"{home}/bin" if home else None)
 
 
 def tool() -> Tool:
@@ -31,11 +34,31 @@ def tool() -> Tool:
 @functools.cache
 def device() -> tuple[bool, str]:
     """Whether an Ascend 950 can be used, and what it is or what is missing."""
-    if find_spec("torch_npu") is None:
-        return False, "torch_npu is not installed; install kernelforge[ascend] on a machine with an Ascend 950"
+    try:
+        npu = torch_npu().npu
+    except DeviceUnavailable as error:
+        return False, str(error)
+    if not npu.is_available():
+        return False, "torch_npu finds no NPU or driver"
     if find() is None:
         return False, f"bisheng is not found; {_INSTALL}"
-    return False, "kernels are compiled for it; launching on the device goes through TileLang's own runtime"
+    return True, f"{npu.get_device_name()}, kernels for {ARCH}"
+
+
+def torch_npu() -> Any:
+    """The module torch_npu.
+
+    Raises:
+        DeviceUnavailable: it is not installed or does not import.
+    """
+    if find_spec("torch_npu") is None:
+        raise DeviceUnavailable(
+            "torch_npu is not installed; install kernelforge[ascend] on a machine with an Ascend 950"
+        )
+    try:
+        return importlib.import_module("torch_npu")
+    except (ImportError, OSError) as error:
+        raise DeviceUnavailable(f"torch_npu does not import: {error}") from error
 
 
 def tilelang_headers() -> Path:
@@ -46,35 +69,22 @@ def tilelang_headers() -> Path:
     return Path(found.origin).parent / "src"
 
 
-def build(source: str, directory: Path, arch: str = "dav-3510") -> None:
-    """Compile AscendC into a device object.
+def build(source: str, directory: Path) -> None:
+    """Compile AscendC into the binary that CANN's runtime loads, the way TileLang does, without contraction.
 
     Raises:
         CompilerMissing: CANN is not installed.
         CompileFailed: with the compiler's words.
     """
-    compiler = find()
     (directory / SOURCE).write_text(source)
-    if compiler is None:
+    if find() is None:
         raise CompilerMissing(
-            f"an Ascend 950 kernel needs bisheng, which is not found; {_INSTALL}. ascend:virtual runs without it"
+            f"an Ascend 950 kernel needs bisheng, which is not found; {_INSTALL}. Device 'ascend:virtual' needs only g++"
         )
-    command = [
-        compiler,
-        "-xasc",
-        f"--npu-arch={arch}",
-        "-O2",
-        "-std=c++17",
-        "-ffp-contract=off",
-        f"-I{tilelang_headers()}",
-        "-c",
-        SOURCE,
-        "-o",
-        OBJECT,
-    ]
+    from tilelang.contrib.bisheng import compile_ascend
+
+    options = [f"-I{tilelang_headers()}", *EXACT_OPTIONS]
     try:
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise CompileFailed(f"bisheng did not finish within {_SECONDS:.0f} s") from error
-    if done.returncode != 0:
-        raise CompileFailed(f"bisheng rejected the generated code:\n{done.stderr[-4000:]}")
+        compile_ascend(source, "aibin", npu_arch=ARCH, options=options, path_target=directory / BINARY)
+    except RuntimeError as error:
+        raise CompileFailed(str(error)[:4000]) from error

@@ -26,10 +26,10 @@ from kernelforge.backends.interface import CompileFailed, CompilerMissing, Tool
 from kernelforge.runtime.cache import default_root, digest_of_files
 
 from .bisheng import tilelang_headers
+from .marshal import MAX_BLOCKS, Memory
 
 SCHEDULES = ("early", "late", "random")
 KINDS = {"__mix__": 0, "__vector__": 1, "__cube__": 2}
-MAX_BLOCKS = 65535
 _FLAGS = ("-O2", "-std=c++17", "-ffp-contract=off", "-fwrapv", "-fno-strict-aliasing", "-fPIC", "-w")
 _RUNTIME_FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-fwrapv", "-fPIC", "-pthread")
 STEM, CHECKED_STEM = "virtual", "virtual_checked"
@@ -70,14 +70,6 @@ class Signature:
     kind: int
     parameters: tuple[tuple[str, str], ...]
     """C type and name, in order."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """An array argument by address."""
-
-    address: int
-    nbytes: int
 
 
 def signature(source: str) -> Signature:

@@ -75,7 +75,8 @@ bool is_cube() { return machine().core().index == 0; }
 int sub_block() { return machine().core().index - 1; }
 void unsupported(const char* what, Where where) { refuse(what, where, "the virtual device does not implement this"); }
 
-// -- Synchronization ---------------------------------------------------------------------------------------------------
+// -- Synchronization
+// ---------------------------------------------------------------------------------------------------
 
 void flag_set(int source, int target, int event, Where where) {
   int key = event_key("asc_sync_notify", source, target, event, where);
@@ -136,7 +137,8 @@ void pipe_barrier(int pipe, Where where) {
   issue(OpKind::kBarrier, "asc_sync_pipe", pipe, 0, 0, where);
 }
 
-// -- Copies ------------------------------------------------------------------------------------------------------------
+// -- Copies
+// ------------------------------------------------------------------------------------------------------------
 
 void set_pad(uint64_t value) { machine().core().pad = value; }
 void set_nz_parameters(uint32_t c0_stride) { machine().core().c0_stride = c0_stride; }
@@ -233,8 +235,8 @@ void ub_to_l1(void* l1, const void* ub, uint32_t bursts, uint32_t length, uint32
 }
 
 // Fractals of 16 rows of 32 bytes, column group by column group, in L1 and in L0A / L0B.
-void l1_to_l0(bool is_b, void* l0, const void* l1, uint32_t m_start, uint32_t k_start, uint32_t m_step,
-              uint32_t k_step, uint32_t l1_stride, uint32_t l0_stride, Where where) {
+void l1_to_l0(bool is_b, void* l0, const void* l1, uint32_t m_start, uint32_t k_start, uint32_t m_step, uint32_t k_step,
+              uint32_t l1_stride, uint32_t l0_stride, Where where) {
   const char* name = is_b ? "asc_copy_l12l0b" : "asc_copy_l12l0a";
   require_cube_core(name, where);
   int64_t target = offset_of(l0), source = offset_of(l1);
@@ -242,8 +244,8 @@ void l1_to_l0(bool is_b, void* l0, const void* l1, uint32_t m_start, uint32_t k_
   queue(PIPE_MTE1, name, where, [=] {
     Machine& m = machine();
     for (uint32_t k = 0; k < k_step; k++) {
-      auto* from = m.on_chip(m.l1, source + (int64_t(k_start + k) * l1_stride + m_start) * kFractal, m_step * kFractal,
-                             false);
+      auto* from =
+          m.on_chip(m.l1, source + (int64_t(k_start + k) * l1_stride + m_start) * kFractal, m_step * kFractal, false);
       auto* to = m.on_chip(is_b ? m.l0b : m.l0a, target + int64_t(k) * l0_stride * kFractal, m_step * kFractal, true);
       std::memcpy(to, from, m_step * kFractal);
     }
@@ -311,12 +313,13 @@ void l0c_to_ub(void* ub, const void* l0c, uint32_t n, uint32_t m, uint32_t ub_st
   require_cube_core(name, where);
   int64_t target = aligned_ub(name, ub, where), source = offset_of(l0c);
   if (dual < 0 || dual > 2) refuse(name, where, "dual mode is not 0, 1 or 2");
-  if ((dual == 1 && m % 2 != 0) || (dual == 2 && n % 32 != 0)) refuse(name, where, "the split does not give equal halves");
+  if ((dual == 1 && m % 2 != 0) || (dual == 2 && n % 32 != 0))
+    refuse(name, where, "the split does not give equal halves");
   if (dual == 0 && (sub_block < 0 || sub_block > 1)) refuse(name, where, "no such vector core");
   queue(PIPE_FIX, name, where, [=] {
     Machine& machine_ = machine();
-    auto* sums = reinterpret_cast<int32_t*>(
-        machine_.on_chip(machine_.l0c, source, l0c_bytes(n, m, l0c_stride), false, false));
+    auto* sums =
+        reinterpret_cast<int32_t*>(machine_.on_chip(machine_.l0c, source, l0c_bytes(n, m, l0c_stride), false, false));
     uint32_t rows = dual == 1 ? m / 2 : m, columns = dual == 2 ? n / 2 : n;
     for (int part = 0; part < (dual ? 2 : 1); part++) {
       Space& space = machine_.ub_of(dual ? part : sub_block);
@@ -360,7 +363,8 @@ void scalar_store(void* gm, uint64_t value, int bytes, Where) {
   std::memcpy(gm, &value, bytes);
 }
 
-// -- Vector functions --------------------------------------------------------------------------------------------------
+// -- Vector functions
+// --------------------------------------------------------------------------------------------------
 
 void issue_vector_function(VectorFunction function, Where where) {
   require_vector_core("asc_vf_call", where);

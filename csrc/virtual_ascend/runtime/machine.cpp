@@ -13,11 +13,6 @@ constexpr std::size_t kScalarStack = 256 * 1024;
 
 bool issues_in_order(int pipe) { return pipe == PIPE_S || pipe == PIPE_V || pipe == PIPE_M; }
 
-std::string flag_name(int key) {
-  return std::string(kPipeNames[key / kEvents / kPipes]) + " -> " + kPipeNames[key / kEvents % kPipes] + " event " +
-         std::to_string(key % kEvents);
-}
-
 }  // namespace
 
 Machine*& Machine::current() {
@@ -260,7 +255,8 @@ void Machine::finish() {
   }
 }
 
-// -- The scalar program's side -----------------------------------------------------------------------------------------
+// -- The scalar program's side
+// -----------------------------------------------------------------------------------------
 
 void Machine::issue(int pipe, Op op) {
   Core& core = *running_;
@@ -307,62 +303,15 @@ void Machine::fail(const std::string& text) {
   for (;;) Fiber::current()->pause();
 }
 
-// -- Explanations ------------------------------------------------------------------------------------------------------
-
-std::string Machine::describe(const Where& where) const {
-  if (where.file == nullptr) return "the start";
-  const char* slash = std::strrchr(where.file, '/');
-  return std::string(slash ? slash + 1 : where.file) + ":" + std::to_string(where.line);
-}
-
-std::string Machine::agent_name(int agent) const {
-  return std::string(kCoreNames[agent / kPipes]) + " pipe " + kPipeNames[agent % kPipes];
-}
-
-std::string Machine::step_text(int agent, uint32_t time) const {
-  const Pipe& pipe = cores_[agent / kPipes].pipes[agent % kPipes];
-  if (agent % kPipes == PIPE_S || time == 0 || time > pipe.history.size()) return agent_name(agent);
-  return std::string(pipe.names[time - 1]) + " at " + describe(pipe.history[time - 1]) + " (" + agent_name(agent) + ")";
-}
-
-std::string Machine::conflict_text(const std::string& place, const Conflict& conflict, bool write) const {
-  return "race on " + place + ": " + step_text(step_.agent, step_.time) + (write ? " writes" : " reads") + " what " +
-         step_text(conflict.agent, conflict.time) + (conflict.earlier_was_write ? " wrote" : " read") +
-         ", and no wait orders the two";
-}
-
-std::string Machine::blocked_report() const {
-  std::string text;
-  for (const Core& core : cores_) {
-    if (!core.active) continue;
-    const std::string name = std::string("\n  ") + kCoreNames[core.index];
-    if (!core.scalar->finished()) {
-      text += name + " scalar program at " + describe(core.blocked_where) + " waits for ";
-      if (core.blocked == Blocked::kFlag) text += "flag " + flag_name(core.blocked_key);
-      if (core.blocked == Blocked::kPipes) text += "all its pipes";
-      if (core.blocked == Blocked::kQueue) text += std::string("room in pipe ") + kPipeNames[core.blocked_key];
-    }
-    for (int pipe = 0; pipe < kPipes; pipe++) {
-      if (core.pipes[pipe].queue.empty()) continue;
-      const Op& op = core.pipes[pipe].queue.front();
-      text += name + " pipe " + kPipeNames[pipe] + " at " + describe(op.where) + " waits for ";
-      if (op.kind == OpKind::kWait) text += "flag " + flag_name(op.a);
-      if (op.kind == OpKind::kAwait) text += "cross-core flag " + std::to_string(op.a);
-      if (op.kind == OpKind::kLock) text += "buffer lock " + std::to_string(op.a);
-      text += " (" + std::to_string(core.pipes[pipe].queue.size()) + " operations behind it)";
-    }
-  }
-  return text;
-}
-
-// -- Checked memory ----------------------------------------------------------------------------------------------------
+// -- Checked memory
+// ----------------------------------------------------------------------------------------------------
 
 uint8_t* Machine::ub_base() { return (running_->index == 0 ? cores_[1] : *running_).ub->base(); }
 
 uint8_t* Machine::on_chip(Space& space, int64_t offset, std::size_t bytes, bool write, bool need_written) {
   if (offset < 0 || static_cast<std::size_t>(offset) + bytes > space.size()) {
-    fail(std::string(current_op_.name) + " at " + describe(current_op_.where) + (write ? " writes" : " reads") + " bytes " +
-         std::to_string(offset) + " to " + std::to_string(offset + static_cast<int64_t>(bytes)) + " of " +
+    fail(std::string(current_op_.name) + " at " + describe(current_op_.where) + (write ? " writes" : " reads") +
+         " bytes " + std::to_string(offset) + " to " + std::to_string(offset + static_cast<int64_t>(bytes)) + " of " +
          space.name() + ", which has " + std::to_string(space.size()));
   }
   if (options_.check && bytes > 0) {
@@ -373,8 +322,8 @@ uint8_t* Machine::on_chip(Space& space, int64_t offset, std::size_t bytes, bool 
     } else if (need_written) {
       int64_t hole = space.first_unwritten(offset, bytes);
       if (hole >= 0) {
-        fail(std::string(current_op_.name) + " at " + describe(current_op_.where) + " reads byte " + std::to_string(hole) +
-             " of " + space.name() + ", which nothing has written");
+        fail(std::string(current_op_.name) + " at " + describe(current_op_.where) + " reads byte " +
+             std::to_string(hole) + " of " + space.name() + ", which nothing has written");
       }
     }
   }
@@ -393,8 +342,8 @@ uint8_t* Machine::global(const void* address, std::size_t bytes, bool write) {
   auto* at = static_cast<uint8_t*>(const_cast<void*>(address));
   if (bytes == 0) return at;
   if (region == nullptr || !region->contains(at + bytes - 1)) {
-    std::string text = std::string(current_op_.name) + " at " + describe(current_op_.where) + (write ? " writes " : " reads ") +
-                       std::to_string(bytes) + " bytes of global memory ";
+    std::string text = std::string(current_op_.name) + " at " + describe(current_op_.where) +
+                       (write ? " writes " : " reads ") + std::to_string(bytes) + " bytes of global memory ";
     for (const auto& other : regions_) {
       int64_t distance = at - other.base;
       if (distance >= -4096 && distance < static_cast<int64_t>(other.bytes) + (1 << 20)) {

@@ -34,6 +34,9 @@ struct Options {
   bool check = false;
 };
 
+/// "MTE2 -> V event 1".
+std::string flag_name(int key);
+
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -12,8 +12,9 @@ std::string Machine::code_at(const void* program_counter) {
   Dl_info info{};
   if (program_counter == nullptr || dladdr(program_counter, &info) == 0) return "";
   char text[64];
-  std::snprintf(text, sizeof(text), " [code at +0x%zx]",
-                static_cast<std::size_t>(static_cast<const char*>(program_counter) - static_cast<const char*>(info.dli_fbase)));
+  std::snprintf(
+      text, sizeof(text), " [code at +0x%zx]",
+      static_cast<std::size_t>(static_cast<const char*>(program_counter) - static_cast<const char*>(info.dli_fbase)));
   return text;
 }
 
@@ -28,18 +29,14 @@ inline void access(const void* address, std::size_t bytes, bool write, const voi
 }  // namespace kf
 
 #define KF_TRACE extern "C"
-#define KF_ACCESS(bytes)                                                                                         \
-  KF_TRACE void __tsan_read##bytes(void* address) {                                                              \
-    kf::access(address, bytes, false, __builtin_return_address(0));                                              \
-  }                                                                                                              \
-  KF_TRACE void __tsan_write##bytes(void* address) {                                                             \
-    kf::access(address, bytes, true, __builtin_return_address(0));                                               \
-  }                                                                                                              \
-  KF_TRACE void __tsan_unaligned_read##bytes(void* address) {                                                    \
-    kf::access(address, bytes, false, __builtin_return_address(0));                                              \
-  }                                                                                                              \
-  KF_TRACE void __tsan_unaligned_write##bytes(void* address) {                                                   \
-    kf::access(address, bytes, true, __builtin_return_address(0));                                               \
+#define KF_ACCESS(bytes)                                                                                              \
+  KF_TRACE void __tsan_read##bytes(void* address) { kf::access(address, bytes, false, __builtin_return_address(0)); } \
+  KF_TRACE void __tsan_write##bytes(void* address) { kf::access(address, bytes, true, __builtin_return_address(0)); } \
+  KF_TRACE void __tsan_unaligned_read##bytes(void* address) {                                                         \
+    kf::access(address, bytes, false, __builtin_return_address(0));                                                   \
+  }                                                                                                                   \
+  KF_TRACE void __tsan_unaligned_write##bytes(void* address) {                                                        \
+    kf::access(address, bytes, true, __builtin_return_address(0));                                                    \
   }
 KF_ACCESS(1)
 KF_ACCESS(2)

@@ -155,9 +155,10 @@ void Machine::thread_access(const void* address, std::size_t bytes, bool write, 
         lane.read_epoch = lane_epoch_;
       }
       if (raced) {
-        fail("race between threads of " + std::string(current_op_.name) + " at " + describe(current_op_.where) + ": thread " +
-             std::to_string(thread_) + (write ? " writes" : " reads") + " byte " + std::to_string(offset + i) + " of " +
-             ub.name() + " that another thread used since the last barrier" + code_at(program_counter));
+        fail("race between threads of " + std::string(current_op_.name) + " at " + describe(current_op_.where) +
+             ": thread " + std::to_string(thread_) + (write ? " writes" : " reads") + " byte " +
+             std::to_string(offset + i) + " of " + ub.name() + " that another thread used since the last barrier" +
+             code_at(program_counter));
       }
     }
     return;
@@ -167,12 +168,13 @@ void Machine::thread_access(const void* address, std::size_t bytes, bool write, 
 }
 
 void Machine::outside(const void* address, std::size_t bytes, bool write, const void* program_counter) {
-  std::string text = "vector or scalar code called at " + describe(current_op_.where) + (write ? " writes " : " reads ") +
-                     std::to_string(bytes) + " bytes outside UB and every argument";
+  std::string text = "vector or scalar code called at " + describe(current_op_.where) +
+                     (write ? " writes " : " reads ") + std::to_string(bytes) + " bytes outside UB and every argument";
   for (const auto& region : regions_) {
     int64_t distance = static_cast<const uint8_t*>(address) - region.base;
     if (distance >= -65536 && distance < static_cast<int64_t>(region.bytes) + 65536) {
-      text += ", at byte " + std::to_string(distance) + " of " + region.name + " (" + std::to_string(region.bytes) + ")";
+      text +=
+          ", at byte " + std::to_string(distance) + " of " + region.name + " (" + std::to_string(region.bytes) + ")";
     }
   }
   fail(text + code_at(program_counter));

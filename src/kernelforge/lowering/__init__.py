@@ -1,5 +1,6 @@
 """The portable subset, its verifier, and passes that more than one backend uses. Importing it imports TileLang."""
 
+from .artifact_lint import ForbiddenArithmetic
 from .composites import Composite, composite_of, composites_in, lower_composites, take_composites
 from .lower import Lowered, lower, trace
 from .pinned_fp32 import pin_fp32
@@ -7,6 +8,7 @@ from .verify import NotPortable, verify
 
 __all__ = [
     "Composite",
+    "ForbiddenArithmetic",
     "Lowered",
     "NotPortable",
     "composite_of",

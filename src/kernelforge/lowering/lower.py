@@ -9,6 +9,7 @@ from typing import Any
 
 from ..backends.interface import Backend
 from ..backends.launch import Argument, LaunchInfo, Parameter, Workspace
+from .artifact_lint import lint_artifact
 from .tir import functions, pass_context, post_order, target_of, text, tilelang, tirx
 from .verify import verify
 
@@ -40,6 +41,7 @@ def lower(
 
     Raises:
         NotPortable: the function leaves the portable subset; the message gives file, line and what to use.
+        ForbiddenArithmetic: a compiler on the way made arithmetic that exact mode forbids.
     """
     verify(portable)
     observe("portable", portable)
@@ -51,6 +53,7 @@ def lower(
             observe(step.__name__, function)
         with pass_context(backend.pass_configs(arch)):
             artifact = tilelang.lower(function, target=target)
+    lint_artifact(artifact)
     info = backend.finish(artifact, _launch_info(portable, function, artifact))
     return Lowered(artifact.kernel_source, info)
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Cache:
     def __init__(self, root: Path | None = None) -> None:
         self._root = root
         self._private: tempfile.TemporaryDirectory[str] | None = None
+        self._turn = threading.Lock()
 
     @property
     def root(self) -> Path:
@@ -66,7 +68,7 @@ class Cache:
         try:
             return self._locked_build(key, build)
         except OSError as error:
-            if self._private is not None or error.errno not in _STORAGE_ERRORS:
+            if error.errno not in _STORAGE_ERRORS:
                 raise CacheError(f"cannot store a compiled kernel in {self.root}: {error}") from error
             return self._build_privately(key, build, error)
 
@@ -79,20 +81,22 @@ class Cache:
             return target
 
     def _build_privately(self, key: str, build: Callable[[Path], None], error: OSError) -> Path:
-        warnings.warn(
-            f"kernel cache {self.root} cannot be written ({error.strerror}); compiling into a temporary directory. "
-            "Set KERNELFORGE_CACHE to a writable directory to keep compiled kernels.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
         try:
-            self._private = tempfile.TemporaryDirectory(prefix="kernelforge-")
+            with self._turn:
+                if self._private is None:
+                    warnings.warn(
+                        f"kernel cache {self.root} cannot be written ({error.strerror}); compiling into a temporary "
+                        "directory. Set KERNELFORGE_CACHE to a writable directory to keep compiled kernels.",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                    self._private = tempfile.TemporaryDirectory(prefix="kernelforge-")
+            return self._locked_build(key, build)
         except OSError as second:
             raise CacheError(
                 f"cannot store a compiled kernel: {error}; the temporary directory fails too: {second}. "
                 "Free some space or set KERNELFORGE_CACHE to a writable directory."
             ) from second
-        return self.entry(key, build)
 
 
 _STORAGE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}

@@ -46,7 +46,8 @@ class KernelSpec:
 
 _cache = Cache()
 _executables: dict[tuple[KernelSpec, str, str], Executable] = {}
-_compiling = threading.RLock()
+_lowering = threading.Lock()
+"""TileLang lowers one kernel at a time; the compilers behind it run side by side."""
 
 
 def executable(spec: KernelSpec, device: str) -> Executable:
@@ -59,10 +60,8 @@ def executable(spec: KernelSpec, device: str) -> Executable:
     arch = backend.default_arch(device)
     found = _executables.get((spec, device, arch))
     if found is None:
-        with _compiling:
-            directory, info = artifact(spec, backend, arch)
-            found = backend.load(directory, info, device)
-            _executables[spec, device, arch] = found
+        directory, info = artifact(spec, backend, arch)
+        found = _executables.setdefault((spec, device, arch), backend.load(directory, info, device))
     return found
 
 
@@ -74,9 +73,10 @@ def artifact(spec: KernelSpec, backend: Backend, arch: str) -> tuple[Path, Launc
 
 
 def _compile(spec: KernelSpec, backend: Backend, arch: str, directory: Path) -> None:
-    from .. import lowering  # imports TileLang
+    with _lowering:
+        from .. import lowering  # imports TileLang
 
-    lowered = lowering.lower(lowering.trace(spec.builder, dict(spec.parameters)), backend, arch)
+        lowered = lowering.lower(lowering.trace(spec.builder, dict(spec.parameters)), backend, arch)
     (directory / SOURCE).write_text(lowered.source)
     (directory / INFO).write_text(json.dumps(lowered.info.to_json(), indent=1))
     backend.build(lowered.source, lowered.info, arch, directory)

@@ -252,8 +252,11 @@ class RootRewriter(Rewriter):
 
 def walk(node: Any, visit: Callable[[Any], None]) -> None:
     """Calls ``visit`` on every node below a statement or expression, children first."""
-    statement = node if isinstance(node, tirx.Stmt) else tirx.Evaluate(node)
-    tirx.stmt_functor.post_order_visit(statement, visit)
+    # Collected first: an exception must not travel through TVM's own traversal.
+    nodes: list[Any] = []
+    tirx.stmt_functor.post_order_visit(node if isinstance(node, tirx.Stmt) else tirx.Evaluate(node), nodes.append)
+    for found in nodes:
+        visit(found)
 
 
 def root_block(function: Any) -> Any:

@@ -66,12 +66,13 @@ inline void asc_unlock(kf_pipe pipe, int id, asc_lock_mode mode = ASC_LOCK_BLOCK
   kf::buffer_unlock(pipe, id, where);
 }
 
-// -- Global memory <-> UB: rows of bytes, strides between row starts ---------------------------------------------------
+// -- Global memory <-> UB: rows of bytes, strides between row starts
+// ---------------------------------------------------
 
 template <class T>
-inline void asc_copy_gm2ub_align(T* ub, T* gm, uint32_t rows, uint32_t row_bytes, uint32_t left_pad,
-                                 uint32_t right_pad, int data_select, asc_load_l2_cache_mode, int64_t gm_stride,
-                                 int64_t ub_stride, KF_HERE) {
+inline void asc_copy_gm2ub_align(T* ub, T* gm, uint32_t rows, uint32_t row_bytes, uint32_t left_pad, uint32_t right_pad,
+                                 int data_select, asc_load_l2_cache_mode, int64_t gm_stride, int64_t ub_stride,
+                                 KF_HERE) {
   if (left_pad != 0) kf::unsupported("asc_copy_gm2ub_align with left padding", where);
   kf::gm_to_ub(ub, gm, rows, row_bytes, data_select ? right_pad * sizeof(T) : 0, gm_stride, ub_stride, where);
 }
@@ -92,13 +93,13 @@ inline void asc_set_gm2l1_nz_para(int matrices, int, uint16_t c0_stride, int, KF
   kf::set_nz_parameters(c0_stride);
 }
 template <class T>
-inline void asc_copy_gm2l1_nd2nz(T* l1, T* gm, int64_t row_stride, asc_load_l2_cache_mode, uint32_t n, uint32_t d,
-                                 int, int, KF_HERE) {
+inline void asc_copy_gm2l1_nd2nz(T* l1, T* gm, int64_t row_stride, asc_load_l2_cache_mode, uint32_t n, uint32_t d, int,
+                                 int, KF_HERE) {
   kf::gm_to_l1(l1, gm, sizeof(T), row_stride, n, d, false, where);
 }
 template <class T>
-inline void asc_copy_gm2l1_dn2nz(T* l1, T* gm, int64_t row_stride, asc_load_l2_cache_mode, uint32_t n, uint32_t d,
-                                 int, int, KF_HERE) {
+inline void asc_copy_gm2l1_dn2nz(T* l1, T* gm, int64_t row_stride, asc_load_l2_cache_mode, uint32_t n, uint32_t d, int,
+                                 int, KF_HERE) {
   kf::gm_to_l1(l1, gm, sizeof(T), row_stride, n, d, true, where);
 }
 struct asc_fill_l1_config {
@@ -183,7 +184,8 @@ inline void asc_store_dev(T* gm, T value, KF_HERE) {
   kf::scalar_store(gm, static_cast<uint64_t>(value), sizeof(T), where);
 }
 
-// -- Vector functions --------------------------------------------------------------------------------------------------
+// -- Vector functions
+// --------------------------------------------------------------------------------------------------
 
 namespace cce {
 struct dim3 {
@@ -239,12 +241,12 @@ KF_NOT_TRACED inline void asc_vf_call(cce::dim3 threads, Arguments... arguments)
   kf::issue_vector_function({&Call::run, &Call::drop, call, threads.x, threads.y, threads.z}, threads.where);
 }
 
-// -- Entry: calls the kernel with arguments read from an array of pointers ------------------------------------------------
+// -- Entry: calls the kernel with arguments read from an array of pointers
+// ------------------------------------------------
 
 namespace kf {
 template <class... Parameters, std::size_t... kIndex>
-KF_NOT_TRACED inline void call_kernel(void (*kernel)(Parameters...), void** arguments,
-                                      std::index_sequence<kIndex...>) {
+KF_NOT_TRACED inline void call_kernel(void (*kernel)(Parameters...), void** arguments, std::index_sequence<kIndex...>) {
   kernel(*static_cast<Parameters*>(arguments[kIndex])...);
 }
 template <class... Parameters>

@@ -51,14 +51,13 @@ void gm_to_l1(void* l1, const void* gm, int element, int64_t gm_stride, uint32_t
 void fill_l1(void* l1, int element, uint32_t value, uint64_t repeat, uint64_t blocks, uint64_t gap, Where where);
 void ub_to_l1(void* l1, const void* ub, uint32_t bursts, uint32_t length, uint32_t ub_gap, uint32_t l1_gap,
               Where where);
-void l1_to_l0(bool is_b, void* l0, const void* l1, uint32_t m_start, uint32_t k_start, uint32_t m_step,
-              uint32_t k_step, uint32_t l1_stride, uint32_t l0_stride, Where where);
+void l1_to_l0(bool is_b, void* l0, const void* l1, uint32_t m_start, uint32_t k_start, uint32_t m_step, uint32_t k_step,
+              uint32_t l1_stride, uint32_t l0_stride, Where where);
 void mmad_int8(void* l0c, const void* l0a, const void* l0b, uint32_t m, uint32_t k, uint32_t n, bool clear,
                Where where);
 void l0c_to_ub(void* ub, const void* l0c, uint32_t n, uint32_t m, uint32_t ub_stride, uint32_t l0c_stride,
                int sub_block, int dual, Where where);
-void l0c_to_gm(void* gm, const void* l0c, uint32_t n, uint32_t m, uint32_t gm_stride, uint32_t l0c_stride,
-               Where where);
+void l0c_to_gm(void* gm, const void* l0c, uint32_t n, uint32_t m, uint32_t gm_stride, uint32_t l0c_stride, Where where);
 uint64_t scalar_load(const void* gm, int bytes, Where where);
 void scalar_store(void* gm, uint64_t value, int bytes, Where where);
 
@@ -79,8 +78,8 @@ extern KF_TLS kf::Thread threadIdx;
 extern KF_TLS kf::Thread blockDim;
 extern KF_TLS int32_t block_idx;
 
-#define KF_HERE                     \
-  kf::Where where = {               \
-      __builtin_FILE(),             \
-      __builtin_LINE(),             \
+#define KF_HERE         \
+  kf::Where where = {   \
+      __builtin_FILE(), \
+      __builtin_LINE(), \
   }

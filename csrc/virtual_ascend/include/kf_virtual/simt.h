@@ -14,15 +14,15 @@ typedef unsigned int uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 
-#define KF_VECTOR2(name, element)                                                     \
-  struct alignas(2 * sizeof(element)) name {                                          \
-    element x, y;                                                                     \
-    name() = default;                                                                 \
-    name(element x_, element y_) : x(x_), y(y_) {}                                    \
-    template <class Other, class = decltype(Other::x)>                                \
-    explicit name(const Other& other) : x(element(other.x)), y(element(other.y)) {}   \
-  };                                                                                  \
-  inline name make_##name(element x, element y) { return {x, y}; }                    \
+#define KF_VECTOR2(name, element)                                                            \
+  struct alignas(2 * sizeof(element)) name {                                                 \
+    element x, y;                                                                            \
+    name() = default;                                                                        \
+    name(element x_, element y_) : x(x_), y(y_) {}                                           \
+    template <class Other, class = decltype(Other::x)>                                       \
+    explicit name(const Other& other) : x(element(other.x)), y(element(other.y)) {}          \
+  };                                                                                         \
+  inline name make_##name(element x, element y) { return {x, y}; }                           \
   inline name operator+(name a, name b) { return {element(a.x + b.x), element(a.y + b.y)}; } \
   inline name operator-(name a, name b) { return {element(a.x - b.x), element(a.y - b.y)}; } \
   inline name operator*(name a, name b) { return {element(a.x * b.x), element(a.y * b.y)}; }
@@ -41,10 +41,10 @@ KF_BITWISE2(int2)
 KF_BITWISE2(uint2)
 #undef KF_BITWISE2
 
-#define KF_VECTOR4(name, element)                                                       \
-  struct alignas(4 * sizeof(element)) name {                                            \
-    element x, y, z, w;                                                                 \
-  };                                                                                    \
+#define KF_VECTOR4(name, element)            \
+  struct alignas(4 * sizeof(element)) name { \
+    element x, y, z, w;                      \
+  };                                         \
   inline name make_##name(element x, element y, element z, element w) { return {x, y, z, w}; }
 KF_VECTOR4(int4, int)
 KF_VECTOR4(uint4, uint)
@@ -99,14 +99,14 @@ inline T asc_shfl_down(T value, int delta) {
 }
 inline uint32_t asc_ballot(bool predicate) { return static_cast<uint32_t>(kf::vote(predicate)); }
 
-#define KF_ATOMIC(name, expression)            \
-  template <class T>                           \
-  inline T name(T* address, T value) {         \
-    kf::atomic_begin();                        \
-    T old = *address;                          \
-    *address = expression;                     \
-    kf::atomic_end();                          \
-    return old;                                \
+#define KF_ATOMIC(name, expression)    \
+  template <class T>                   \
+  inline T name(T* address, T value) { \
+    kf::atomic_begin();                \
+    T old = *address;                  \
+    *address = expression;             \
+    kf::atomic_end();                  \
+    return old;                        \
   }
 KF_ATOMIC(asc_atomic_add, old + value)
 KF_ATOMIC(asc_atomic_max, old > value ? old : value)

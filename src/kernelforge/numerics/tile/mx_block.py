@@ -68,7 +68,7 @@ def _unit_bits(exponent):
 
 
 @T.macro
-def _window_factors(exponent, scale, block, a_format, factor):
+def _window_factors(exponent, scale, block, blocks, a_format, factor):
     """factor[i] = the unit of row i's windows times the scale of its block."""
     for i in T.Parallel(factor.shape[0]):
         unit = T.alloc_var("float32")
@@ -90,11 +90,12 @@ def _window_factors(exponent, scale, block, a_format, factor):
             infinite = (bits ^ magnitude) | integer.FLOAT32_INFINITY
             bits = T.if_then_else(magnitude > (190 << 23), infinite, bits)
             bits = T.if_then_else(magnitude > integer.FLOAT32_INFINITY, integer.FLOAT32_NAN, bits)
-            factor[i] = T.reinterpret(bits, "float32")
+            # Blocks beyond K share the scale of a group that K cuts: 0 * Inf would be NaN.
+            factor[i] = T.reinterpret(T.if_then_else(block < blocks, bits, 0), "float32")
 
 
 @T.macro
-def mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format):
+def mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format, blocks):
     """acc[i, j] += term(i, j, b) for the MX blocks b of the tiles, ascending.
 
     Args:
@@ -104,6 +105,7 @@ def mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format):
         w: packed E2M1 weights [bn, bk / 2] uint8.
         w_scale: E8M0 [bn, bk / 32] uint8.
         a_format: one of :data:`A_FORMATS`.
+        blocks: MX blocks from the tile's first to the end of K; those of the tile beyond add nothing.
     """
     with composite("mx_block_accumulate", acc, a, a_scale, w, w_scale, a_format=A_FORMATS.index(a_format)):
         bm, bn = acc.shape
@@ -122,7 +124,7 @@ def mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format):
                 exponent = T.alloc_shared((bm,), "int32")
                 _block_exponents(a, b, a_format == "bf16", exponent)
                 _cut_windows(a, b, a_format == "bf16", exponent, a_integers)
-                _window_factors(exponent, a_scale, b, a_format, a_factor)
+                _window_factors(exponent, a_scale, b, blocks, a_format, a_factor)
             exact_dot(a_integers, w_integers, dot)
             for i, j in T.Parallel(bm, bn):
                 acc[i, j] = acc[i, j] + T.cast(dot[i, j], "float32") * (a_factor[i] * w_factor[j])

@@ -43,7 +43,7 @@ def mxfp4_gemm(N, K, experts, a_format, out_dtype, block_M, block_N, block_K, th
                 T.copy(A_scale[row, k * (block_K // per_scale)], a_scale)
             T.copy(W[expert * N + column, k * (block_K // 2)], w)
             T.copy(W_scale[expert * N + column, k * (block_K // BLOCK)], w_scale)
-            mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format)
+            mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format, K // BLOCK - k * (block_K // BLOCK))
         round_output(acc, result, out_dtype)
         if experts == 0:
             T.copy(result, out[row, column])

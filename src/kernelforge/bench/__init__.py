@@ -1,0 +1,7 @@
+"""Measuring: interleaved timings, the machine's roofline, peak memory, reports."""
+
+from .measure import Timing, interleaved, peak_memory
+from .report import Report, Row
+from .roofline import Roofline, measure_roofline
+
+__all__ = ["Report", "Roofline", "Row", "Timing", "interleaved", "measure_roofline", "peak_memory"]

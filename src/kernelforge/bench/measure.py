@@ -1,0 +1,86 @@
+"""Time and memory of calls that compete in one run."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Timer
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the median of the rounds, the fastest round, and the interquartile range."""
+
+    median: float
+    best: float
+    spread: float
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    rounds: int = 9,
+    seconds: float = 0.05,
+    observe: Callable[[], None] = lambda: None,
+) -> dict[str, Timing]:
+    """Time calls in turn, round by round, so that a machine that changes its speed changes it for all of them.
+
+    Args:
+        calls: by name; each is warmed up first.
+        rounds: measurements of each call.
+        seconds: least duration of one measurement; a call is repeated until it is reached.
+        observe: called after each round.
+    """
+    threads = torch.get_num_threads()
+    timers = {name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()}
+    repeats = {}
+    for name, timer in timers.items():
+        timer.timeit(1)
+        once = timer.timeit(2).median
+        repeats[name] = max(1, min(100_000, round(seconds / max(once, 1e-9))))
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            taken[name].append(timer.timeit(repeats[name]).median)
+        observe()
+    return {name: _timing(values) for name, values in taken.items()}
+
+
+def _timing(values: list[float]) -> Timing:
+    quarters = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return Timing(statistics.median(values), min(values), quarters[2] - quarters[0])
+
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def peak_memory(call: Call) -> int | None:
+    """Bytes by which the process's resident memory rises at its highest during a call, its result included.
+
+    None where the kernel does not let a process reset its peak (Linux does).
+    """
+    call()
+    gc.collect()
+    try:
+        _CLEAR.write_text("5")  # resets the peak to what is resident now
+        before = _resident("VmHWM")
+        result = call()
+        after = _resident("VmHWM")
+    except OSError:
+        return None
+    del result
+    return after - before
+
+
+def _resident(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{_STATUS} has no {field}")

@@ -1,0 +1,100 @@
+"""Rows of measurements, on the screen, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Value = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line; ``values`` by column."""
+
+    name: str
+    values: Mapping[str, Value]
+
+
+@dataclass
+class Report:
+    """A benchmark's outcome.
+
+    Attributes:
+        name: the op.
+        command: what was typed.
+        device: a kernelforge device.
+        notes: how it was measured.
+        rows: the measurements.
+    """
+
+    name: str
+    command: str
+    device: str
+    notes: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=lambda: _environment())
+
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(column for row in self.rows for column in row.values))
+
+    def write(self, directory: Path) -> tuple[Path, Path]:
+        """``<op>-<device>.json`` and ``.md`` in ``directory``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        stem = f"{self.name}-{self.device.replace(':', '-')}"
+        data, page = directory / f"{stem}.json", directory / f"{stem}.md"
+        data.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        page.write_text(self.markdown())
+        return data, page
+
+    def markdown(self) -> str:
+        columns = self.columns()
+        lines = [f"# {self.name} on {self.device}", "", f"`{self.command}`", ""]
+        lines += [", ".join(f"{name} {value}" for name, value in self.environment.items()) + ".", ""]
+        lines += [f"- {note}" for note in self.notes] + [""]
+        lines += ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+        for row in self.rows:
+            lines.append(f"| {row.name} | " + " | ".join(show(row.values.get(c)) for c in columns) + " |")
+        return "\n".join(lines) + "\n"
+
+
+def show(value: Value) -> str:
+    """A value with as many digits as it deserves."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "processors": str(os.cpu_count()),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("kernelforge", "torch", "tilelang")},
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """Plain data, as :meth:`Report.write` stores it."""
+    return asdict(report)

@@ -1,0 +1,212 @@
+"""Measures what the demo shows; prints nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own convention
+from numpy.typing import NDArray
+
+import kernelforge as kf
+
+from ..bench import interleaved
+from ..conformance import Chosen, choose
+from ..ops.mxfp4_gemm import reference
+from ..ops.mxfp4_gemm.benchmark import torch_dequantize
+from .model import MiniLM, Tokens
+from .quantized import MODES, Mode, QuantizedFeedForward, Weight, quantize_weights
+from .sentences import SENTENCES
+
+LAYER = 0
+SLICE = 32
+"""Tokens that every device multiplies; virtual devices run no more."""
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """One mode's up projection of the slice on one device.
+
+    Attributes:
+        device: which; ``virtual``: executed on the host.
+        shape: M, N, K.
+        digest: SHA-256 of the output's bits, or the error's text in ``error``.
+        equal: whether they are the reference's.
+    """
+
+    device: str
+    virtual: bool
+    mode: str
+    shape: tuple[int, int, int]
+    digest: str
+    equal: bool
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ModeResult:
+    """One mode on the CPU.
+
+    Attributes:
+        mode: W4A4, W4A8 or W4A16.
+        layer_error: relative error (Frobenius norm) of the feed-forward layer against float32.
+        milliseconds: of the up projection of the whole batch; torch's bf16 matmul on weights dequantized before; torch's
+            dequantize-then-matmul.
+        mean_cosine, least_cosine: of the sentence embeddings before and after, over the sentences.
+        same_neighbour: sentences whose nearest other sentence stays the same.
+    """
+
+    mode: str
+    layer_error: float
+    milliseconds: tuple[float, float, float]
+    mean_cosine: float
+    least_cosine: float
+    same_neighbour: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything the demo shows."""
+
+    model: str
+    sentences: int
+    tokens: int
+    shape: tuple[int, int, int]
+    float_bytes: int
+    packed_bytes: int
+    chosen: Chosen
+    devices: list[DeviceResult]
+    modes: list[ModeResult]
+
+    @property
+    def all_equal(self) -> bool:
+        return all(result.equal for result in self.devices)
+
+
+def run(backends: list[str] | None, observe: Callable[[str], None]) -> Outcome:
+    """Embed the sentences with the model's own layers and with MXFP4 ones.
+
+    Args:
+        backends: as for ``kernelforge conform``; None for all. The CPU is always among them.
+        observe: told what is being done.
+    """
+    from ..backends import backend as find_backend
+
+    observe("loading the model")
+    model = MiniLM()
+    tokens = model.tokenize(SENTENCES)
+    observe("float32 embeddings")
+    captured: dict[int, torch.Tensor] = {}
+
+    def capture(layer: int, x: torch.Tensor) -> torch.Tensor:
+        captured[layer] = x
+        return model.feed_forward(layer, x)
+
+    before = model.embed(tokens, capture)
+    # Padding is computed like any token and left out of everything that is shown.
+    x = captured[LAYER][tokens.mask.reshape(-1).bool()].contiguous()
+    observe("quantizing the weights")
+    weights = quantize_weights(model)
+    up = weights[LAYER][0]
+    chosen = choose(backends)
+    owners = {device.partition(":")[0] for device in chosen.devices}
+    virtual = {device.name for owner in owners for device in find_backend(owner).devices() if device.virtual}
+
+    results, modes = [], []
+    for mode in MODES:
+        for device in chosen.devices:
+            observe(f"{mode.name} on {device}: compiling and running")
+            results.append(_on_device(mode, up, x[:SLICE], device, device in virtual))
+        observe(f"{mode.name}: embeddings and times")
+        modes.append(_on_cpu(mode, model, tokens, weights, x, before))
+    layers = [w for pair in weights for w in pair]
+    return Outcome(
+        model="all-MiniLM-L6-v2",
+        sentences=len(SENTENCES),
+        tokens=x.shape[0],
+        shape=(x.shape[0], up.packed.shape[0], x.shape[1]),
+        float_bytes=sum(4 * 2 * w.packed.numel() for w in layers),
+        packed_bytes=sum(w.nbytes for w in layers),
+        chosen=chosen,
+        devices=results,
+        modes=modes,
+    )
+
+
+def _on_device(mode: Mode, weight: Weight, x: torch.Tensor, device: str, virtual: bool) -> DeviceResult:
+    from ..backends import backend as find_backend
+
+    a, a_scale = mode.quantize(x)
+    home = "cpu" if virtual else find_backend(device.partition(":")[0]).tensor_device
+    shape = (x.shape[0], weight.packed.shape[0], x.shape[1])
+    wanted = _reference(mode, weight, a, a_scale)
+    try:
+        given = kf.mxfp4_gemm(
+            a.to(home),
+            None if a_scale is None else a_scale.to(home),
+            weight.packed.to(home),
+            weight.scale.to(home),
+            torch.bfloat16,
+            backend=device,
+        )
+        bits = given.cpu().view(torch.uint16).numpy()
+    except Exception as error:  # shown in the table; the other devices go on
+        return DeviceResult(device, virtual, mode.name, shape, "", False, f"{type(error).__name__}: {error}")
+    digest = hashlib.sha256(np.ascontiguousarray(bits).tobytes()).hexdigest()
+    return DeviceResult(device, virtual, mode.name, shape, digest, bool(np.array_equal(bits, wanted)))
+
+
+def _reference(mode: Mode, weight: Weight, a: torch.Tensor, a_scale: torch.Tensor | None) -> NDArray[np.uint16]:
+    codes = a.view(torch.uint16 if a.dtype == torch.bfloat16 else torch.uint8).numpy()
+    scale = None if a_scale is None else a_scale.numpy()
+    out: NDArray[np.uint16] = reference.mxfp4_gemm(
+        codes, scale, weight.packed.numpy(), weight.scale.numpy(), mode.a_format, "bfloat16"
+    )
+    return out
+
+
+def _on_cpu(
+    mode: Mode,
+    model: MiniLM,
+    tokens: Tokens,
+    weights: list[tuple[Weight, Weight]],
+    x: torch.Tensor,
+    before: torch.Tensor,
+) -> ModeResult:
+    feed_forward = QuantizedFeedForward(weights, mode)
+    after = model.embed(tokens, feed_forward)
+    wanted, given = model.feed_forward(LAYER, x), feed_forward(LAYER, x)
+    up = weights[LAYER][0]
+    a, a_scale = mode.quantize(x)
+    wide, narrow = torch_dequantize(up.packed, up.scale), x.to(torch.bfloat16)
+    taken = interleaved(
+        {
+            "kernelforge": lambda: kf.mxfp4_gemm(a, a_scale, up.packed, up.scale),
+            "torch": lambda: narrow @ wide.T,
+            "dequantize": lambda: narrow @ torch_dequantize(up.packed, up.scale).T,
+        },
+        rounds=7,
+        seconds=0.02,
+    )
+    cosine = F.cosine_similarity(before, after)
+    return ModeResult(
+        mode=mode.name,
+        layer_error=float((given - wanted).norm() / wanted.norm()),
+        milliseconds=(
+            1e3 * taken["kernelforge"].median,
+            1e3 * taken["torch"].median,
+            1e3 * taken["dequantize"].median,
+        ),
+        mean_cosine=float(cosine.mean()),
+        least_cosine=float(cosine.min()),
+        same_neighbour=int((_nearest(before) == _nearest(after)).sum()),
+    )
+
+
+def _nearest(embeddings: torch.Tensor) -> torch.Tensor:
+    similarity = embeddings @ embeddings.T
+    similarity.fill_diagonal_(-2)
+    return similarity.argmax(-1)

@@ -1,0 +1,225 @@
+"""Each Ascend pass does to the IR what its docstring says, and no more: lines that go, lines that come."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import ascend_kernels as kernels
+import ascend_pass_kernels as small
+
+from kernelforge.lowering import lower_composites
+from kernelforge_ascend import passes
+from kernelforge_ascend.passes import LoweringError
+from kernelforge_ascend.passes.rewriter import root_block
+
+
+def lines(function) -> list[str]:
+    text = [line.strip() for line in function.script().splitlines()]
+    return [line for line in text if line and not line.startswith("# Metadata")]
+
+
+def changed(before, after) -> tuple[list[str], list[str]]:
+    """Lines that only one of the two functions has."""
+    old, new = lines(before), lines(after)
+    return [line for line in old if line not in new], [line for line in new if line not in old]
+
+
+def through(function, *steps):
+    for step in steps:
+        function = step(function)
+    return function
+
+
+def test_flatten_grid_golden():
+    before = small.three_axes()
+    removed, added = changed(before, passes.flatten_grid(before))
+    assert removed == [
+        'for bx in T.thread_binding(4, thread="blockIdx.x"):',
+        'for by in T.thread_binding(3, thread="blockIdx.y"):',
+        'for bz in T.thread_binding(2, thread="blockIdx.z"):',
+        'T.sblock_attr({"tl.launch_threads": [128, 1, 1]})',
+        "Y[bz, by, bx * 8 + i] = X[bz, by, bx * 8 + i]",
+    ]
+    assert added == [
+        'for block in T.thread_binding(24, thread="blockIdx.x"):',
+        "Y[block // 4 // 3, block // 4 % 3, block % 4 * 8 + i] = X[block // 4 // 3, block // 4 % 3, block % 4 * 8 + i]",
+    ]
+
+
+def test_inline_bindings_golden():
+    before = passes.flatten_grid(small.bindings())
+    removed, added = changed(before, passes.inline_bindings(before))
+    assert removed == [
+        "row: T.int32 = block * 16",
+        "T.copy(T.region(X[row + first, 0], 1, 16, 32), T.region(x[0, 0], 2, 16, 32))",
+        "T.copy(T.region(x[0, 0], 1, 16, 32), T.region(Y[row, 0], 2, 16, 32))",
+    ]
+    assert added == [
+        "T.copy(T.region(X[block * 16 + first, 0], 1, 16, 32), T.region(x[0, 0], 2, 16, 32))",
+        "T.copy(T.region(x[0, 0], 1, 16, 32), T.region(Y[block * 16, 0], 2, 16, 32))",
+    ], "the binding of a loaded value stays"
+
+
+def test_gemm_to_cube_golden_for_operands_from_global_memory():
+    before = through(kernels.oriented_gemm(32, 64, 96, False, False), passes.flatten_grid)
+    removed, added = changed(before, passes.gemm_to_cube(before))
+    gemm = "T.region({}, 1, {}), T.region({}, 1, {}), T.region({}, 2, 32, 64), T.bool(False), T.bool({}), 32, 64, 96, 0"
+    assert removed == [
+        'a = T.sblock_alloc_buffer((32, 96), "int8", scope="shared.dyn")',
+        'b = T.sblock_alloc_buffer((96, 64), "int8", scope="shared.dyn")',
+        "T.copy(T.region(A[0, 0], 1, 32, 96), T.region(a[0, 0], 2, 32, 96))",
+        "T.copy(T.region(B[0, 0], 1, 96, 64), T.region(b[0, 0], 2, 96, 64))",
+        f"T.gemm({gemm.format('a[0, 0]', '32, 96', 'b[0, 0]', '96, 64', 'c[0, 0]', False)}, T.bool(True), 0, 0, 0)",
+    ]
+    assert added == [
+        'c_l0c = T.handle("int32", "shared.l0c")',
+        'T.sblock_attr({"layout_map": {c_l0c: metadata["tl.AscendFractalLayout"][0]}})',
+        'a_l1 = T.sblock_alloc_buffer((32, 96), "int8", scope="shared.l1")',
+        'b_l1 = T.sblock_alloc_buffer((64, 96), "int8", scope="shared.l1")',
+        'c_l0c_1 = T.sblock_alloc_buffer((32, 64), "int32", data=c_l0c, scope="shared.l0c")',
+        "T.ascend_copy(T.region(A[0, 0], 1, 32, 96), T.region(a_l1[0, 0], 2, 32, 96))",
+        "T.ascend_copy(T.region(B[0, 0], 1, 96, 64), T.region(b_l1[0, 0], 2, 64, 96), transpose=1)",
+        f"T.gemm({gemm.format('a_l1[0, 0]', '32, 96', 'b_l1[0, 0]', '64, 96', 'c_l0c_1[0, 0]', True)}, T.bool(True), 0, 0, 0)",
+        "T.ascend_copy(T.region(c_l0c_1[0, 0], 1, 32, 64), T.region(c[0, 0], 2, 32, 64))",
+    ]
+
+
+def test_gemm_to_cube_golden_for_operands_from_vector_code():
+    before = through(small.doubled_operand(), passes.flatten_grid)
+    _, added = changed(before, passes.gemm_to_cube(before))
+    assert 'workspace_a_0: T.Buffer((2097120, 32), "int8")' in added[0], "a slice for each of up to 65535 blocks"
+    copies = [line for line in added if line.startswith("T.ascend_copy")]
+    assert copies == [
+        "T.ascend_copy(T.region(B[0, 0], 1, 32, 32), T.region(b_l1[0, 0], 2, 32, 32))",
+        "T.ascend_copy(T.region(a[0, 0], 1, 32, 32), T.region(workspace_a_0[block * 32, 0], 2, 32, 32))",
+        "T.ascend_copy(T.region(workspace_a_0[block * 32, 0], 1, 32, 32), T.region(a_l1[0, 0], 2, 32, 32))",
+        "T.ascend_copy(T.region(c_l0c_1[0, 0], 1, 32, 32), T.region(c[0, 0], 2, 32, 32))",
+        "T.ascend_copy(T.region(d_l0c_1[0, 0], 1, 32, 32), T.region(d[0, 0], 2, 32, 32))",
+    ], "the second gemm on the same tile stages nothing again"
+
+
+@pytest.mark.parametrize("clear", ["fill", "first"])
+def test_gemm_to_cube_keeps_sums_of_a_loop_in_l0c(clear):
+    before = through(kernels.accumulating_gemm(64, 64, 256, 64, 64, 64, clear), passes.flatten_grid)
+    after = lines(passes.gemm_to_cube(before))
+    gemm = next(line for line in after if line.startswith("T.gemm"))
+    assert gemm.endswith("0, k == 0, 0, 0, 0)")
+    copies = [line for line in after if "c_l0c_1[0, 0], 1" in line]
+    assert len(copies) == 1
+    assert after.index(copies[0]) > after.index(gemm)
+
+
+def test_gemm_to_cube_adds_in_vector_code_what_cannot_stay():
+    before = through(kernels.interrupted_gemm(32, 64, 128, 32), passes.flatten_grid)
+    _, added = changed(before, passes.gemm_to_cube(before))
+    assert "c[i, j] = c[i, j] + c_dot[i, j]" in added
+
+
+def test_vector_regions_golden():
+    before = through(small.elementwise(), passes.flatten_grid, passes.inline_bindings)
+    removed, added = changed(before, passes.vector_regions(before))
+    assert removed == [
+        'y = T.sblock_alloc_buffer((16, 32), scope="local.fragment")',
+        "T.copy(T.region(X[block * 16, 0], 1, 16, 32), T.region(x[0, 0], 2, 16, 32))",
+        "T.fill(T.region(y[0, 0], 2, 16, 32), 0)",
+        "T.copy(T.region(y[0, 0], 1, 16, 32), T.region(Y[block * 16, 0], 2, 16, 32))",
+    ]
+    function = [line for line in lines(passes.vector_regions(before)) if "threadIdx.x" in line]
+    assert function == ['simtvf_tx = T.launch_thread("threadIdx.x", 128)'] * 3
+    assert 'y = T.sblock_alloc_buffer((16, 32), scope="shared.dyn")' in added
+    assert 'twice = T.sblock_alloc_buffer((1,), scope="local.var")' not in added, (
+        "it moves, unchanged, into its function"
+    )
+    copies = [line for line in added if line.startswith("T.ascend_copy")]
+    assert copies == [
+        "T.ascend_copy(T.region(X[block * 16, 0], 1, 16, 32), T.region(x[0, 0], 2, 16, 32))",
+        "T.ascend_copy(T.region(y[0, 0], 1, 16, 32), T.region(Y[block * 16, 0], 2, 16, 32))",
+    ]
+    assert "x[p0, p1] = T.float32(0.0)" in added, "rows beyond M read as zero"
+
+
+def test_vector_regions_fill_nothing_where_the_tile_stays_inside():
+    before = through(small.elementwise(M=64), passes.flatten_grid, passes.inline_bindings)
+    assert "x[p0, p1] = T.float32(0.0)" not in lines(passes.vector_regions(before))
+
+
+def test_split_rows_golden():
+    steps = (passes.flatten_grid, passes.inline_bindings, passes.gemm_to_cube, passes.vector_regions)
+    before = through(kernels.guarded_rows_gemm(64, 64, 64), *steps)
+    removed, added = changed(before, passes.split_rows(before))
+    assert removed == [
+        'T.sblock_attr({"layout_map": {c_l0c: metadata["tl.AscendFractalLayout"][0]}})',
+        'c = T.sblock_alloc_buffer((64, 64), "int32", scope="shared.dyn")',
+        "T.ascend_copy(T.region(c_l0c_1[0, 0], 1, 64, 64), T.region(c[0, 0], 2, 64, 64))",
+        "for i in T.parallel(64):",
+        "if j <= i:",
+        "C[i, j] = c[i, j] + 1000 * i",
+    ]
+    assert added == [
+        'for sid in T.thread_binding(2, thread="cthread"):',
+        'T.sblock_attr({"layout_map": {c_l0c: metadata["tl.AscendFractalLayout"][0]}, "vector_count": 2})',
+        'c = T.sblock_alloc_buffer((32, 64), "int32", scope="shared.dyn")',
+        "T.ascend_copy(T.region(c_l0c_1[0, 0], 1, 64, 64), T.region(c[0, 0], 2, 32, 64), dual_dst_ctl=1, l2_cache_ctrl=0)",
+        "for i in T.parallel(32):",
+        "if j <= i + sid * 32:",
+        "C[i + sid * 32, j] = c[i, j] + 1000 * (i + sid * 32)",
+    ]
+
+
+def test_split_rows_keeps_what_is_read_by_column_whole():
+    steps = (passes.flatten_grid, passes.inline_bindings, passes.gemm_to_cube, passes.vector_regions)
+    text = lines(passes.split_rows(through(kernels.scaled_gemm(64, 256, 64, 64, 64), *steps)))
+    assert 'sa = T.sblock_alloc_buffer((32, 1), scope="shared.dyn")' in text
+    assert 'sb = T.sblock_alloc_buffer((64, 1), scope="shared.dyn")' in text
+    assert any("SA[block * 64 + sid * 32, k], 1, 32, 1" in line for line in text)
+    assert any("SB[0, k], 1, 64, 1" in line for line in text)
+
+
+def test_split_rows_leaves_one_core_idle_where_rows_mix():
+    steps = (passes.flatten_grid, passes.inline_bindings, passes.gemm_to_cube, passes.vector_regions)
+    before = through(kernels.column_sums_gemm(32, 64, 64), *steps)
+    assert any('"vector_count": 1' in line for line in lines(passes.split_rows(before)))
+
+
+def test_split_rows_does_not_touch_kernels_without_a_gemm():
+    before = through(small.elementwise(), passes.flatten_grid, passes.inline_bindings, passes.vector_regions)
+    assert passes.split_rows(before).same_as(before)
+
+
+def test_balance_threads_golden():
+    before = through(kernels.row_sums(50, 160, 16), passes.flatten_grid, passes.vector_regions)
+    removed, added = changed(before, passes.balance_threads(before))
+    assert removed == []
+    assert added == ['simtvf_tx = T.launch_thread("threadIdx.x", 16)'], "16 rows, one thread each"
+
+
+def test_declare_fp32_prints_one_operation_per_function():
+    prelude = root_block(passes.declare_fp32(small.elementwise())).annotations["pragma_import_c"]
+    assert "#pragma clang fp contract(off)" in prelude
+    assert "kf_mul(float a, float b) { return a * b; }" in prelude
+
+
+def test_every_pass_has_a_name_and_a_docstring():
+    assert [step.__name__ for step in passes.PIPELINE][:3] == ["lower_composites", "flatten_grid", "inline_bindings"]
+    assert lower_composites in passes.PIPELINE
+    for step in passes.PIPELINE:
+        assert step.__doc__
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda: kernels.oriented_gemm(24, 64, 32, False, True), "24 x 64: the cube unit needs multiples of 16"),
+        (lambda: small.converting_copy(), "use T.cast inside T.Parallel"),
+        (lambda: small.global_copy(), "both are global; use shared memory"),
+        (lambda: small.two_orientations(), "use one tile for each orientation"),
+    ],
+)
+def test_what_cannot_be_lowered_says_what_to_do(function, message):
+    with pytest.raises(LoweringError, match=message):
+        through(function(), *passes.PIPELINE[:6])
