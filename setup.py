@@ -1,7 +1,7 @@
 """Builds the main wheel: the package, the in-tree backends and their C++ extensions.
 
-Each folder under ``backends/`` is a project of its own, with a ``pyproject.toml`` that declares its entry points the way
-a vendor's does. This file merges them, so that adding a backend touches its folder only.
+Each folder under ``backends/`` is a project of its own, with a ``pyproject.toml`` that declares its entry points the
+way a vendor's does. This file merges them, so that adding a backend touches its folder only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-fast-math", "-fvisibility=hidden"
 
 packages = find_packages("src")
 package_dir = {"": "src"}
-package_data: dict[str, list[str]] = {"kernelforge": ["py.typed"], "": ["*.json", "*.h", "*.cuh", "*.j2"]}
+package_data: dict[str, list[str]] = {"kernelforge": ["py.typed"], "": ["*.json", "*.h", "*.cuh", "*.j2", "*.pyi"]}
 entry_points: dict[str, list[str]] = {"console_scripts": ["kernelforge = kernelforge.cli:main"], GROUP: []}
 extensions = []
 

@@ -44,7 +44,8 @@ inline int accumulate(Isa isa, const MxTile& tile) {
   }
 }
 
-inline int accumulate(Isa isa, int a_format, const MxTile& tile) {
+// Inlined, here and below, so that a kernel's constant a_format leaves one format's engines to compile, not four.
+__attribute__((always_inline)) inline int accumulate(Isa isa, int a_format, const MxTile& tile) {
   if (tile.m < 0 || tile.n < 0 || tile.k < 0 || tile.k % kBlock != 0) return kBadArgument;
   if (a_format < kE2m1 || a_format > kBf16) return kBadArgument;
   if (isa == Isa::kMissing) return kIsaMissing;
@@ -86,7 +87,7 @@ inline int gemm_s8(Isa isa, const GemmS8& g) {
 }  // namespace
 }  // namespace kf
 
-extern "C" __attribute__((visibility("hidden"))) inline int32_t kf_mx_block_accumulate(
+extern "C" __attribute__((visibility("hidden"), always_inline)) inline int32_t kf_mx_block_accumulate(
     float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale, int64_t ld_a_scale, const uint8_t* w,
     int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale, int32_t m, int32_t n, int32_t k, int32_t a_format) {
   const kf::MxTile tile{acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k};

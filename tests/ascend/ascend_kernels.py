@@ -241,3 +241,74 @@ def bits_of_three_axes(B, R, C):
                 T.copy(top, Z[bz, by * 8])
 
     return main
+
+
+def shared_operand_gemm(M, N, K):
+    """C = A B^T + the sum of A's row: one tile is read by the cube unit and by vector code."""
+
+    @T.prim_func
+    def main(A: T.Tensor((M, K), "int8"), B: T.Tensor((N, K), "int8"), C: T.Tensor((M, N), "int32")):
+        with T.Kernel(1, threads=128):
+            a = T.alloc_shared((M, K), "int8")
+            b = T.alloc_shared((N, K), "int8")
+            c = T.alloc_fragment((M, N), "int32")
+            row = T.alloc_fragment((M,), "int32")
+            T.copy(A, a)
+            T.copy(B, b)
+            for i in T.Parallel(M):
+                row[i] = 0
+                for k in T.serial(K):
+                    row[i] = row[i] + T.cast(a[i, k], "int32")
+            T.gemm(a, b, c, transpose_B=True, clear_accum=True)
+            for i, j in T.Parallel(M, N):
+                c[i, j] = c[i, j] + row[i]
+            T.copy(c, C)
+
+    return main
+
+
+def restarting_gemm(M, N, K, bk):
+    """Sums restart at every even chunk; Y adds up what they are after each chunk."""
+
+    @T.prim_func
+    def main(A: T.Tensor((M, K), "int8"), B: T.Tensor((N, K), "int8"), Y: T.Tensor((M, N), "int32")):
+        with T.Kernel(1, threads=128):
+            a = T.alloc_shared((M, bk), "int8")
+            b = T.alloc_shared((N, bk), "int8")
+            c = T.alloc_fragment((M, N), "int32")
+            y = T.alloc_fragment((M, N), "int32")
+            T.clear(c)
+            T.clear(y)
+            for k in T.serial(K // bk):
+                T.copy(A[0, k * bk], a)
+                T.copy(B[0, k * bk], b)
+                T.gemm(a, b, c, transpose_B=True, clear_accum=k % 2 == 0)
+                for i, j in T.Parallel(M, N):
+                    y[i, j] = y[i, j] + c[i, j]
+            T.copy(y, Y)
+
+    return main
+
+
+def staged_gemm(M, N, K, bk):
+    """Operands in tiles of three dimensions, [stage, rows, columns]."""
+    stages = K // bk
+
+    @T.prim_func
+    def main(A: T.Tensor((M, K), "int8"), B: T.Tensor((N, K), "int8"), C: T.Tensor((M, N), "int32")):
+        with T.Kernel(1, threads=128):
+            a = T.alloc_shared((stages, M, bk), "int8")
+            b = T.alloc_shared((stages, N, bk), "int8")
+            c = T.alloc_fragment((M, N), "int32")
+            total = T.alloc_fragment((M, N), "int32")
+            T.clear(total)
+            for k in T.serial(stages):
+                T.copy(A[0:M, k * bk : k * bk + bk], a[k, 0:M, 0:bk])
+                T.copy(B[0:N, k * bk : k * bk + bk], b[k, 0:N, 0:bk])
+            for k in T.serial(stages):
+                T.gemm(a[k, 0:M, 0:bk], b[k, 0:N, 0:bk], c, transpose_B=True, clear_accum=True)
+                for i, j in T.Parallel(M, N):
+                    total[i, j] = total[i, j] + c[i, j]
+            T.copy(total, C)
+
+    return main

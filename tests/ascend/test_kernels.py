@@ -123,3 +123,24 @@ def test_three_grid_axes_sixteen_bit_tiles_and_a_reduction():
     bits = ((x.astype(np.uint32) << 16).view(np.float32) * np.float32(3)).view(np.uint32)
     y = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     assert_bits(executable(kernels.bits_of_three_axes, 3, 20, 160), [x], [y, x.max(2).astype(np.int32)])
+
+
+def test_a_tile_read_by_the_cube_unit_and_by_vector_code():
+    a, b = int8(32, 64), int8(64, 64)
+    want = dot(a, b) + a.sum(1, dtype=np.int32, keepdims=True)
+    assert_bits(executable(kernels.shared_operand_gemm, 32, 64, 64), [a, b], [want])
+
+
+def test_sums_that_restart_under_a_condition():
+    a, b = int8(32, 160), int8(32, 160)
+    parts = [dot(a[:, k : k + 32], b[:, k : k + 32]) for k in range(0, 160, 32)]
+    want, running = np.zeros((32, 32), np.int32), np.zeros((32, 32), np.int32)
+    for k, part in enumerate(parts):
+        running = part if k % 2 == 0 else running + part
+        want = want + running
+    assert_bits(executable(kernels.restarting_gemm, 32, 32, 160, 32), [a, b], [want])
+
+
+def test_operands_in_tiles_of_three_dimensions():
+    a, b = int8(32, 128), int8(48, 128)
+    assert_bits(executable(kernels.staged_gemm, 32, 48, 128, 64), [a, b], [dot(a, b)])

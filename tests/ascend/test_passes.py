@@ -6,14 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import z3
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ascend_kernels as kernels
 import ascend_pass_kernels as small
+from ascend_harness import backend
 
-from kernelforge.lowering import lower_composites
-from kernelforge_ascend import passes
+from kernelforge.lowering import lower, lower_composites
+from kernelforge_ascend import passes, scheduling
+from kernelforge_ascend.backend import ARCH
 from kernelforge_ascend.passes import LoweringError
 from kernelforge_ascend.passes.rewriter import root_block
 
@@ -84,7 +87,8 @@ def test_gemm_to_cube_golden_for_operands_from_global_memory():
         'c_l0c_1 = T.sblock_alloc_buffer((32, 64), "int32", data=c_l0c, scope="shared.l0c")',
         "T.ascend_copy(T.region(A[0, 0], 1, 32, 96), T.region(a_l1[0, 0], 2, 32, 96))",
         "T.ascend_copy(T.region(B[0, 0], 1, 96, 64), T.region(b_l1[0, 0], 2, 64, 96), transpose=1)",
-        f"T.gemm({gemm.format('a_l1[0, 0]', '32, 96', 'b_l1[0, 0]', '64, 96', 'c_l0c_1[0, 0]', True)}, T.bool(True), 0, 0, 0)",
+        f"T.gemm({gemm.format('a_l1[0, 0]', '32, 96', 'b_l1[0, 0]', '64, 96', 'c_l0c_1[0, 0]', True)}, "
+        "T.bool(True), 0, 0, 0)",
         "T.ascend_copy(T.region(c_l0c_1[0, 0], 1, 32, 64), T.region(c[0, 0], 2, 32, 64))",
     ]
 
@@ -164,7 +168,8 @@ def test_split_rows_golden():
         'for sid in T.thread_binding(2, thread="cthread"):',
         'T.sblock_attr({"layout_map": {c_l0c: metadata["tl.AscendFractalLayout"][0]}, "vector_count": 2})',
         'c = T.sblock_alloc_buffer((32, 64), "int32", scope="shared.dyn")',
-        "T.ascend_copy(T.region(c_l0c_1[0, 0], 1, 64, 64), T.region(c[0, 0], 2, 32, 64), dual_dst_ctl=1, l2_cache_ctrl=0)",
+        "T.ascend_copy(T.region(c_l0c_1[0, 0], 1, 64, 64), T.region(c[0, 0], 2, 32, 64), "
+        "dual_dst_ctl=1, l2_cache_ctrl=0)",
         "for i in T.parallel(32):",
         "if j <= i + sid * 32:",
         "C[i + sid * 32, j] = c[i, j] + 1000 * (i + sid * 32)",
@@ -223,3 +228,26 @@ def test_every_pass_has_a_name_and_a_docstring():
 def test_what_cannot_be_lowered_says_what_to_do(function, message):
     with pytest.raises(LoweringError, match=message):
         through(function(), *passes.PIPELINE[:6])
+
+
+def test_the_loop_scheduler_leaves_z3_as_it_found_it(monkeypatch):
+    seen = []
+
+    def fails(*arguments):
+        seen.append(z3.get_param("smt.arith.solver"))
+        raise RuntimeError("no schedule")
+
+    before = z3.get_param("smt.arith.solver")
+    monkeypatch.setattr(scheduling, "z3_schedule_loop_ffi", fails)
+    with pytest.raises(RuntimeError, match="no schedule"):
+        scheduling.schedule_loop(1)
+    assert seen == ["2"]
+    assert z3.get_param("smt.arith.solver") == before
+
+
+def test_tilelang_calls_our_loop_scheduler(monkeypatch):
+    calls = []
+    original = scheduling.z3_schedule_loop_ffi
+    monkeypatch.setattr(scheduling, "z3_schedule_loop_ffi", lambda *a: calls.append(a) or original(*a))
+    lower(kernels.interrupted_gemm(32, 64, 128, 32), backend, ARCH)
+    assert calls

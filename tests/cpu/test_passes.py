@@ -13,15 +13,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import cpu_kernels
+
+from kernelforge import lowering
+from kernelforge.ops.mxfp4_gemm import reference
+from kernelforge.ops.mxfp4_gemm.kernel import mxfp4_gemm
 from kernelforge_cpu import passes
 from kernelforge_cpu.backend import CpuBackend
 from kernelforge_cpu.passes.block_parameters import block_parameters
 from kernelforge_cpu.passes.fuse_block_accumulate import fuse_block_accumulate
 from kernelforge_cpu.passes.host_memory import host_memory
-
-from kernelforge import lowering
-from kernelforge.ops.mxfp4_gemm import reference
-from kernelforge.ops.mxfp4_gemm.kernel import mxfp4_gemm
 
 
 def _lines(function: Any) -> list[str]:

@@ -30,13 +30,14 @@ def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a.astype(np.int32) @ b.astype(np.int32).T
 
 
-# -- Rows between global memory and UB -----------------------------------------------------------------------------------
+# -- Rows between global memory and UB --------------------------------------------------------------------------------
 
 
 def test_rows_to_ub_keep_their_strides():
     x = int8(6, 80)
     body = (
-        f"    asc_copy_gm2ub_align((__ubuf__ uint8_t*)(ub), (__gm__ uint8_t*)(X + 3), 5, 33, 0, 0, 0, {L2}, 80, 64);\n"
+        f"    asc_copy_gm2ub_align((__ubuf__ uint8_t*)(ub), (__gm__ uint8_t*)(X + 3), "
+        f"5, 33, 0, 0, 0, {L2}, 80, 64);\n"
         + then("MTE2", "MTE3")
         + "    asc_copy_ub2gm_align((__gm__ uint8_t*)(Y), (__ubuf__ uint8_t*)(ub), 5, 33, 0, 40, 64);\n"
     )
@@ -59,7 +60,7 @@ def test_right_padding_fills_each_row():
     np.testing.assert_array_equal(y, np.pad(x, ((0, 0), (0, 3)), constant_values=77))
 
 
-# -- The cube's memories -------------------------------------------------------------------------------------------------
+# -- The cube's memories ----------------------------------------------------------------------------------------------
 
 GEMM_PARAMETERS = "__gm__ int8_t* A, __gm__ int8_t* B, __gm__ int32_t* C"
 
@@ -78,8 +79,10 @@ def product(m: int, n: int, k: int, b_at: int, out: str = "") -> str:
     """L1 operands in fractal layout to C in global memory."""
     out = out or f"    asc_copy_l0c2gm(C, l0c, {n}, {m}, {n}, {m}, 0, 0, 0, 0, 0, 1, 0, 0);\n"
     return (
-        f"    asc_copy_l12l0a((__ca__ int8_t*)0, (__cbuf__ int8_t*)l1, 0, 0, {m // 16}, {k // 32}, {m // 16}, {m // 16});\n"
-        f"    asc_copy_l12l0b((__cb__ int8_t*)0, (__cbuf__ int8_t*)(l1 + {b_at}), 0, 0, {n // 16}, {k // 32}, {n // 16}, {n // 16});\n"
+        "    asc_copy_l12l0a((__ca__ int8_t*)0, (__cbuf__ int8_t*)l1, "
+        f"0, 0, {m // 16}, {k // 32}, {m // 16}, {m // 16});\n"
+        f"    asc_copy_l12l0b((__cb__ int8_t*)0, (__cbuf__ int8_t*)(l1 + {b_at}), "
+        f"0, 0, {n // 16}, {k // 32}, {n // 16}, {n // 16});\n"
         + then("MTE1", "M")
         + f"    asc_mmad(l0c, (__ca__ int8_t*)0, (__cb__ int8_t*)0, {m}, {k}, {n}, 0, true, false, true);\n"
         + then("M", "FIX")
@@ -175,8 +178,8 @@ def test_tilelang_s_own_gemm_template_runs_unchanged():
     m, n, k = 48, 64, 128
     a, b = int8(m, k), int8(n, k)
     cube = (
-        cube_loads(m, n, k)
-        + f"    ascend_gemm_l1<{m}, {k}, {n}, 32, true, int8_t>(l0c, (__cbuf__ int8_t*)l1, (__cbuf__ int8_t*)(l1 + 8192), 1);\n"
+        cube_loads(m, n, k) + f"    ascend_gemm_l1<{m}, {k}, {n}, 32, true, int8_t>("
+        "l0c, (__cbuf__ int8_t*)l1, (__cbuf__ int8_t*)(l1 + 8192), 1);\n"
         + then("M", "FIX")
         + f"    asc_copy_l0c2gm(C, l0c, {n}, {m}, {n}, {m}, 0, 0, 0, 0, 0, 1, 0, 0);\n"
     )
@@ -191,14 +194,18 @@ def test_sums_reach_the_vector_cores(dual, sub_block):
     a, b = int8(m, k), int8(n, k)
     rows, columns = (m // 2 if dual == 1 else m), (n // 2 if dual == 2 else n)
     pitch = columns + 8
-    out = f"    asc_copy_l0c2ub((__ubuf__ int32_t*)(ub + 64), l0c, {n}, {m}, {pitch}, {m}, {sub_block}, {dual}, 0, 0, 0, 0, 1, 0, 0);\n"
+    out = (
+        f"    asc_copy_l0c2ub((__ubuf__ int32_t*)(ub + 64), l0c, {n}, {m}, {pitch}, {m}, "
+        f"{sub_block}, {dual}, 0, 0, 0, 0, 1, 0, 0);\n"
+    )
     receivers = [0, 1] if dual else [sub_block]
     for core in receivers:
         out += f"    asc_sync_intra_arrive(PIPE_FIX, {core * 16 + 5});\n"
     guard = " || ".join(f"sid == {core}" for core in receivers)
     vectors = f"""    if ({guard}) {{
     asc_sync_intra_wait(PIPE_MTE3, 5);
-    asc_copy_ub2gm_align((__gm__ uint8_t*)(C + sid * {rows * columns}), (__ubuf__ uint8_t*)(ub + 64), {rows}, {columns * 4}, 0, {columns * 4}, {pitch * 4});
+    asc_copy_ub2gm_align((__gm__ uint8_t*)(C + sid * {rows * columns}), (__ubuf__ uint8_t*)(ub + 64),
+      {rows}, {columns * 4}, 0, {columns * 4}, {pitch * 4});
     }}
 """
     c = np.zeros((2, rows, columns), np.int32)
@@ -218,7 +225,8 @@ def test_fills_of_l1_leave_the_gaps():
     asc_set_gm2l1_nz_para(1, 1, static_cast<uint16_t>({n}), 0);
     asc_copy_gm2l1_nd2nz((__cbuf__ int8_t*)(l1 + 8192), B, {k}, {L2}, {n}, {k}, 0, 0);
     asc_sync_pipe(PIPE_MTE2);
-    asc_fill_l1((__cbuf__ uint16_t*)((__cbuf__ uint8_t*)l1 + 4 * 32), (uint32_t)(0x0303), {{ .repeat = 2, .blk_num = 3, .dst_gap = 13}});
+    asc_fill_l1((__cbuf__ uint16_t*)((__cbuf__ uint8_t*)l1 + 4 * 32), (uint32_t)(0x0303),
+      {{ .repeat = 2, .blk_num = 3, .dst_gap = 13}});
 """
         + then("MTE2", "MTE1")
         + product(m, n, k, 8192)
@@ -230,7 +238,7 @@ def test_fills_of_l1_leave_the_gaps():
     np.testing.assert_array_equal(c, dot(filled, b))
 
 
-# -- Vector functions ----------------------------------------------------------------------------------------------------
+# -- Vector functions -------------------------------------------------------------------------------------------------
 
 
 def threads(body: str, count: int = 128) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""Huawei Ascend 950 backend of kernelforge."""

@@ -79,7 +79,7 @@ def build(source: str, directory: Path) -> None:
     (directory / SOURCE).write_text(source)
     if find() is None:
         raise CompilerMissing(
-            f"an Ascend 950 kernel needs bisheng, which is not found; {_INSTALL}. Device 'ascend:virtual' needs only g++"
+            f"an Ascend 950 kernel needs bisheng, which is not found; {_INSTALL}. ascend:virtual needs only g++"
         )
     from tilelang.contrib.bisheng import compile_ascend
 

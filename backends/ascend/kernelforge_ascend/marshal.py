@@ -57,13 +57,15 @@ class Marshaller:
                 raise ValueError(f"{argument.name} is not contiguous; pass {argument.name}.contiguous()")
         blocks = math.prod(self._grid(*self._extent_values(tensors).values()))
         if blocks > MAX_BLOCKS:
-            raise ValueError(f"{info.entry} needs {blocks} blocks; a launch has at most {MAX_BLOCKS}: use larger tiles")
+            raise ValueError(
+                f"{info.entry} needs {blocks} blocks; at most {MAX_BLOCKS} can be launched: use larger tiles"
+            )
         return blocks
 
     def values(
         self, tensors: Sequence[torch.Tensor], blocks: int, workspace: Callable[[str, int], Memory]
     ) -> list[Memory | int]:
-        """One value for each parameter of the compiled function; ``workspace(name, nbytes)`` provides scratch memory."""
+        """One value for each parameter of the compiled function; ``workspace(name, nbytes)`` gives scratch memory."""
         extents = self._extent_values(tensors)
         values: list[Memory | int] = []
         for parameter in self._info.parameters:

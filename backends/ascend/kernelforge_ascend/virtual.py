@@ -277,7 +277,7 @@ def launch(
         ctypes.c_int(SCHEDULES.index(schedule.order)),
         ctypes.c_uint64(schedule.seed),
         ctypes.c_int(int(schedule.check)),
-        ctypes.c_int(schedule.threads or os.cpu_count() or 1),
+        ctypes.c_int(schedule.threads or len(os.sched_getaffinity(0))),
         error,
         ctypes.c_uint64(_ERROR_BYTES),
     )

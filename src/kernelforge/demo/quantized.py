@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812  torch's own convention
+import torch.nn.functional as F
 
 import kernelforge as kf
 
@@ -75,8 +75,8 @@ class QuantizedFeedForward:
     def project(self, weight: Weight, x: torch.Tensor) -> torch.Tensor:
         """x [M, K] W^T + bias, float32 [M, N]."""
         a, a_scale = self.mode.quantize(x.contiguous())
-        product = kf.mxfp4_gemm(a, a_scale, weight.packed, weight.scale, torch.float32, backend=self.backend)
-        return product + weight.bias
+        product = kf.mxfp4_gemm(a, a_scale, weight.packed, weight.scale, backend=self.backend)
+        return product.float() + weight.bias
 
     def __call__(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         up, down = self.weights[layer]

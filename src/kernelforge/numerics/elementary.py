@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from functools import wraps
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,7 +178,7 @@ def rsqrt(x: Float32) -> Float32:
     t = (v * _floats(seed)) * _floats(seed)
     y = _floats(seed - np.int32(BINADE)) * (t * (t - value(RSQRT_STEP_1)) + value(RSQRT_STEP_0))
     e = np.float32(0.5) - ((np.float32(0.5) * v) * y) * y
-    corrected: Float32 = y + y * e
+    corrected: Any = y + y * e
     z = _bits(corrected)
     z = np.where(bits == INF, 0, z)
     z = np.where((bits < 0) | (bits > INF), NAN, z)

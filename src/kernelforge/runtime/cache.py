@@ -40,8 +40,8 @@ class Cache:
     """Directories of compiled files, one per key.
 
     An entry is built in a private directory and renamed into place, so a reader sees all of it or nothing. Its manifest
-    holds a SHA-256 per file; an entry that does not match, file by file, is rebuilt. Entries are data and shared libraries, nothing
-    is unpickled.
+    holds a SHA-256 per file; an entry that does not match, file by file, is rebuilt. Entries are data and shared
+    libraries, nothing is unpickled.
     """
 
     def __init__(self, root: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""quantize_mxfp4, quantize_mxfp8 and dequantize_mxfp4 give the reference's bits, on every device and for every input."""
+"""Quantization to MX blocks and back gives the reference's bits, on every device and for every input."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_every_16_bit_float_quantizes_to_the_reference_bits():
 def test_special_blocks(device, element):
     x = torch.zeros(8, K)
     x[1, 0] = 2.0**-50
-    x[2, 0] = np.nextafter(np.float32(2.0**-50), np.float32(0))
+    x[2, 0] = float(np.nextafter(np.float32(2.0**-50), np.float32(0)))
     x[3, 40] = float("nan")
     x[4, 40] = float("-inf")
     x[5] = -0.0
@@ -129,11 +129,8 @@ def test_only_the_floor_rule_saturates(rule):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_codes_under_all_scales_dequantize_to_the_reference_bits(device, dtype):
-    scale = (
-        np.arange(256, dtype=np.uint8)[:, None]
-        if device == "cpu"
-        else np.array([[0], [76], [77], [127], [190], [191], [254], [255]], np.uint8)
-    )
+    edges = [0, 76, 77, 127, 190, 191, 254, 255]
+    scale = np.array(range(256) if device == "cpu" else edges, np.uint8)[:, None]
     packed = np.resize(np.array([c | (15 - c) << 4 for c in range(16)], np.uint8), (scale.shape[0], 16))
     out = kf.dequantize_mxfp4(torch.from_numpy(packed), torch.from_numpy(scale), DTYPES[dtype], backend=device)
     expected = ref.round_output(ref.dequantize_mxfp4(packed, scale), dtype)
@@ -271,7 +268,6 @@ def test_empty_tensors_give_empty_results(device, shape):
         (lambda: kf.quantize_mxfp4(torch.zeros(2, 32), "nearest"), ValueError, "scale_rule: given 'nearest'"),
         (lambda: kf.quantize_mxfp8(torch.zeros(2, 32), numerics="fast"), ValueError, "numerics: quantize_mxfp8"),
         (lambda: kf.quantize_mxfp8(torch.zeros(2, 32), backend="abacus"), RuntimeError, "abacus"),
-        (lambda: kf.quantize_mxfp8(torch.zeros(2, 32, device="meta"), backend="cpu"), ValueError, "on meta"),
         (lambda: kf.dequantize_mxfp4(torch.zeros(2, 16), torch.zeros(2, 1)), TypeError, "packed: given float32"),
         (
             lambda: kf.dequantize_mxfp4(torch.zeros(2, 20, dtype=torch.uint8), torch.zeros(2, 1)),
@@ -293,10 +289,6 @@ def test_empty_tensors_give_empty_results(device, shape):
     ],
 )
 def test_bad_arguments_are_named(call, error, words):
-    if "meta" in words:
-        with pytest.raises((error, NotImplementedError, IndexError, RuntimeError)):
-            call()
-        return
     with pytest.raises(error, match=words):
         call()
 

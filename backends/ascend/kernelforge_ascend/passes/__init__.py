@@ -6,6 +6,7 @@ Each is a function from PrimFunc to PrimFunc; the program means the same before 
 from kernelforge.backends.interface import Pass
 from kernelforge.lowering import lower_composites, pin_fp32
 
+from .. import scheduling
 from .balance_threads import balance_threads
 from .declare_fp32 import declare_fp32
 from .flatten_grid import flatten_grid
@@ -14,6 +15,8 @@ from .inline_bindings import inline_bindings
 from .rewriter import LoweringError
 from .split_rows import split_rows
 from .vector_regions import vector_regions
+
+scheduling.install()
 
 PIPELINE: tuple[Pass, ...] = (
     lower_composites,

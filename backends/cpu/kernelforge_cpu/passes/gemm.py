@@ -13,7 +13,12 @@ class GemmExactDot(GemmScalar):
     """int8 x int8 -> int32 by the microkernel; other types keep TileLang's loop."""
 
     def lower(
-        self, layout_map: dict, target: Any, thread_bounds: Any, thread_index: Any, mbar_phase_expr: Any = None
+        self,
+        layout_map: dict[Any, Any],
+        target: Any,
+        thread_bounds: Any,
+        thread_index: Any,
+        mbar_phase_expr: Any = None,
     ) -> Any:
         a, b, c = self.ARegion, self.BRegion, self.CRegion
         dtypes = (str(a.buffer.dtype), str(b.buffer.dtype), str(c.buffer.dtype))

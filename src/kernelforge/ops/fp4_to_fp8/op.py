@@ -87,7 +87,7 @@ def _plan(packed: Meta, scale: Meta, group_rows: int, backend: str | None) -> Ex
 def _impl(
     packed: torch.Tensor, scale: torch.Tensor, group_rows: int, backend: str | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    run = _plan(meta(packed), meta(scale), group_rows, backend)  # type: ignore[arg-type]
+    run = _plan(meta(packed), meta(scale), group_rows, backend)
     codes, group_scale, lossy = _fake(packed, scale, group_rows, backend)
     if run is None:
         return codes, group_scale, lossy

@@ -125,7 +125,7 @@ def _quantize_plan(x: Meta, element: str, scale_rule: str, backend: str | None) 
 def _quantize_impl(
     x: torch.Tensor, element: str, scale_rule: str, backend: str | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    run = _quantize_plan(meta(x), element, scale_rule, backend)  # type: ignore[arg-type]
+    run = _quantize_plan(meta(x), element, scale_rule, backend)
     codes, scale = _quantize_fake(x, element, scale_rule, backend)
     if run is not None:
         K, bytes_per_row = x.shape[-1], codes.shape[-1]
@@ -159,7 +159,7 @@ def _dequantize_plan(packed: Meta, scale: Meta, dtype: torch.dtype, backend: str
 def _dequantize_impl(
     packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, backend: str | None
 ) -> torch.Tensor:
-    run = _dequantize_plan(meta(packed), meta(scale), dtype, backend)  # type: ignore[arg-type]
+    run = _dequantize_plan(meta(packed), meta(scale), dtype, backend)
     out = _dequantize_fake(packed, scale, dtype, backend)
     if run is not None:
         run(packed.view(-1, packed.shape[-1]), scale.view(-1, scale.shape[-1]), out.view(-1, out.shape[-1]))

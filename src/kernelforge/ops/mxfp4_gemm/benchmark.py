@@ -55,8 +55,8 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
         f"Measured roofline: copy {roof.copy / 1e9:.1f} GB/s, bf16 matmul {roof.bf16 / 1e9:.0f} GFLOP/s, "
         f"int8 matmul {roof.int8 / 1e9:.0f} GOP/s (0: torch has none here).",
         "% of roofline: the least time for the call's bytes and operations over the time taken.",
-        "torch bf16: a @ w.T with weights dequantized beforehand (4 times the memory). dequantize + matmul: packed weights "
-        "to bf16 by a table of byte pairs, times the scales, then the matmul, in torch.",
+        "torch bf16: a @ w.T with weights dequantized beforehand (4 times the memory). dequantize + matmul: packed "
+        "weights to bf16 by a table of byte pairs, times the scales, then the matmul, in torch.",
         "extra MiB: resident memory at its highest during a call, above operands; the output is part of it.",
     ]
     for shape in (DECODE, PREFILL):
@@ -153,5 +153,7 @@ def _overhead_row(device: str, home: str) -> Row:
 def _virtual_row(mode: str, device: str) -> Row:
     shape = VIRTUAL
     _, a, a_scale, w, w_scale = _operands(shape, mode, "cpu")
-    taken = interleaved({"kernelforge": lambda: mxfp4_gemm(a, a_scale, w, w_scale, backend=device)}, rounds=3, seconds=0)
+    taken = interleaved(
+        {"kernelforge": lambda: mxfp4_gemm(a, a_scale, w, w_scale, backend=device)}, rounds=3, seconds=0
+    )
     return Row(f"{mode}, M={shape.M}, N={shape.N}, K={shape.K}", {"ms (executor)": taken["kernelforge"].median * 1e3})

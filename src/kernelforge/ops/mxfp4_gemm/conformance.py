@@ -105,7 +105,7 @@ def kernels(device: str) -> Mapping[str, KernelSpec]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=128)
 def operands(problem: Problem) -> Operands:
     """Operands drawn from the problem's name and seed alone."""
     draw = seeded(problem.seed, problem.name)
@@ -189,9 +189,7 @@ def _float_scales(draw: np.random.Generator, shape: tuple[int, int], data: str) 
 def _expected(problem: Problem) -> Arrays:
     given = operands(problem)
     if given.offsets is None:
-        out = reference.mxfp4_gemm(
-            given.a, given.a_scale, given.w, given.w_scale, problem.a_format, problem.out_dtype
-        )
+        out = reference.mxfp4_gemm(given.a, given.a_scale, given.w, given.w_scale, problem.a_format, problem.out_dtype)
     else:
         out = reference.grouped_mxfp4_gemm(
             given.a, given.a_scale, given.w, given.w_scale, given.offsets, problem.a_format, problem.out_dtype
@@ -215,7 +213,8 @@ def _run(problem: Problem, device: str) -> Arrays:
     elif problem.a_format != "e2m1":
         a = a.view(torch.float8_e4m3fn)
     scale, w, w_scale = (_tensor(x, home) for x in (given.a_scale, given.w, given.w_scale))
-    assert w is not None and w_scale is not None
+    assert w is not None
+    assert w_scale is not None
     out_dtype = getattr(torch, problem.out_dtype)
     offsets = _tensor(given.offsets, home)
     if offsets is None:

@@ -175,7 +175,7 @@ def _run(
     out_dtype: torch.dtype,
     backend: str | None,
 ) -> torch.Tensor:
-    run, shape = _plan(meta(a), meta(a_scale), meta(w), meta(w_scale), meta(offsets), out_dtype, backend)  # type: ignore[arg-type]
+    run, shape = _plan(meta(a), meta(a_scale), meta(w), meta(w_scale), meta(offsets), out_dtype, backend)
     out = torch.empty(shape, dtype=out_dtype, device=a.device)
     if run is None:
         return out

@@ -1,0 +1,97 @@
+"""Kernels on the virtual device, called with tensors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import ascend_kernels as kernels
+from ascend_harness import executable
+
+from kernelforge.ops.mxfp4_gemm import reference
+from kernelforge_ascend.virtual import Schedule
+from kernelforge_ascend.virtual_executable import SCHEDULE, schedule_of
+
+rng = np.random.default_rng(11)
+GEMM = {"block_M": 32, "block_N": 64, "block_K": 128, "threads": 128, "num_stages": 2}
+
+
+def mxfp4_gemm(N, K, experts, a_format, out_dtype):
+    from kernelforge.ops.mxfp4_gemm import kernel
+
+    return kernel.mxfp4_gemm(N, K, experts, a_format, out_dtype, **GEMM)
+
+
+def codes(*shape: int) -> np.ndarray:
+    return rng.integers(0, 256, shape, dtype=np.uint8)
+
+
+def scales(*shape: int) -> np.ndarray:
+    return rng.integers(117, 137, shape, dtype=np.uint8)
+
+
+def activations(M: int, K: int, a_format: str) -> tuple[np.ndarray, np.ndarray | None]:
+    if a_format == "e2m1":
+        return codes(M, K // 2), scales(M, K // 32)
+    if a_format == "bf16":
+        return (rng.standard_normal((M, K), np.float32).view(np.uint32) >> 16).astype(np.uint16), None
+    if a_format == "e4m3_e8m0":
+        return codes(M, K), scales(M, K // 32)
+    return codes(M, K), rng.standard_normal((M, K // 128), np.float32)
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
+
+
+@pytest.mark.parametrize(
+    ("a_format", "out_dtype"),
+    [("e2m1", "bfloat16"), ("e4m3_e8m0", "float32"), ("e4m3_f32", "float16"), ("bf16", "bfloat16")],
+)
+def test_mxfp4_gemm_has_the_bits_of_the_reference(a_format, out_dtype):
+    M, N, K = 50, 96, 256
+    a, a_scale = activations(M, K, a_format)
+    w, w_scale = codes(N, K // 2), scales(N, K // 32)
+    want = reference.mxfp4_gemm(a, a_scale, w, w_scale, a_format, out_dtype)
+    kernel = executable(mxfp4_gemm, N, K, 0, a_format, out_dtype)
+    scale = np.zeros((1, 1), np.uint8) if a_scale is None else a_scale
+    for schedule in (Schedule("late", check=True), Schedule("random", 4, check=True)):
+        out = np.full((M, N), 77, np.float32 if out_dtype == "float32" else np.uint16)
+        kernel.run([tensor(x) for x in (a, scale, w, w_scale, out)], schedule)
+        np.testing.assert_array_equal(out.view(np.uint8), want.view(np.uint8))
+
+
+def test_grouped_mxfp4_gemm_has_the_bits_of_the_reference():
+    N, K, experts = 64, 128, 3
+    offsets = np.array([0, 40, 40, 45], np.int32)
+    a, a_scale = activations(45, K, "e2m1")
+    w, w_scale = codes(experts, N, K // 2), scales(experts, N, K // 32)
+    want = reference.grouped_mxfp4_gemm(a, a_scale, w, w_scale, offsets, "e2m1")
+    kernel = executable(mxfp4_gemm, N, K, experts, "e2m1", "bfloat16")
+    for schedule in (Schedule("early", check=True), Schedule("random", 4, check=True)):
+        out = np.full((45, N), 77, np.uint16)
+        flat = w.reshape(experts * N, -1), w_scale.reshape(experts * N, -1)
+        kernel.run([tensor(x) for x in (a, a_scale, *flat, offsets, out)], schedule)
+        np.testing.assert_array_equal(out, want)
+
+
+def test_the_environment_chooses_the_schedule(monkeypatch):
+    assert schedule_of("late") == Schedule("late")
+    assert schedule_of("random:12+check") == Schedule("random", 12, check=True)
+    for wrong in ("fast", "random:x", "late+checks", "random:"):
+        with pytest.raises(ValueError, match=SCHEDULE):
+            schedule_of(wrong)
+    kernel = executable(kernels.row_sums, 50, 160, 16)
+    x, y = torch.ones(50, 160), torch.zeros(50)
+    monkeypatch.setenv(SCHEDULE, "early+check")
+    kernel(x, y)
+    assert (y == 160).all()
+    monkeypatch.setenv(SCHEDULE, "sometimes")
+    with pytest.raises(ValueError, match="sometimes"):
+        kernel(x, y)
