@@ -1,7 +1,9 @@
-// Runs the blocks of a compiled kernel on a persistent pool of threads.
+// Runs the blocks of a compiled kernel over threads: torch's OpenMP team where there is one, else a pool of our own.
+#include <dlfcn.h>
 #include <pthread.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -76,7 +78,7 @@ class Pool {
  public:
   void run(Job& job, int threads) {
     const std::lock_guard<std::mutex> turn(turn_);
-    const int helpers = static_cast<int>(std::min<int64_t>(threads, job.blocks)) - 1;
+    const int helpers = threads - 1;
     if (helpers > 0) {
       while (static_cast<int>(workers_.size()) < helpers) {
         const int index = static_cast<int>(workers_.size());
@@ -124,9 +126,29 @@ class Pool {
   uint64_t generation_ = 0;
 };
 
-// Never destroyed: workers wait in it until the process ends. A forked child has none of the threads, so it starts over.
+// Never destroyed: workers wait in it until the process ends.
 Pool* pool = new Pool;
-void forget_pool_after_fork() { pool = new Pool; }
+
+// The entry that compilers emit for `#pragma omp parallel`. torch brings the library and keeps its team warm: on the
+// same team, kernels and torch's own ops do not fight for cores.
+using OpenMpParallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+OpenMpParallel find_openmp() { return reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel")); }
+OpenMpParallel openmp = nullptr;
+bool forked = false;
+
+// A forked child has none of the threads: OpenMP would wait for its team for ever, a new pool starts over.
+void after_fork() {
+  pool = new Pool;
+  forked = true;
+}
+
+void run_blocks(Job& job, int threads) {
+  const auto useful = static_cast<unsigned>(std::min<int64_t>(threads, job.blocks));
+  if (useful <= 1) return work(job);
+  if (openmp == nullptr && !forked) openmp = find_openmp();
+  if (openmp == nullptr || forked) return pool->run(job, static_cast<int>(useful));
+  openmp([](void* data) { work(*static_cast<Job*>(data)); }, &job, useful, 0);
+}
 
 // A loaded kernel. `function` is the address of its block-range wrapper in a library that outlives this object.
 class Kernel {
@@ -156,7 +178,7 @@ class Kernel {
     job.workspace_bytes = workspace_bytes_;
     if (job.blocks > 0) {
       const py::gil_scoped_release release;
-      pool->run(job, threads);
+      run_blocks(job, threads);
     }
     if (job.failure == kOutOfMemory) throw std::bad_alloc();
     if (job.failure != 0) throw std::runtime_error("kernel failed with code " + std::to_string(job.failure.load()));
@@ -171,8 +193,8 @@ class Kernel {
 }  // namespace
 
 PYBIND11_MODULE(_launch, module) {
-  module.doc() = "Runs compiled CPU kernels over a pool of threads.";
-  pthread_atfork(nullptr, nullptr, forget_pool_after_fork);
+  module.doc() = "Runs compiled CPU kernels over threads.";
+  pthread_atfork(nullptr, nullptr, after_fork);
   py::class_<Kernel>(module, "Kernel")
       .def(py::init<uintptr_t, size_t, size_t, int64_t>(), py::arg("function"), py::arg("tensors"), py::arg("extents"),
            py::arg("workspace_bytes"))
