@@ -23,7 +23,10 @@ CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-fast-math", "-fvisibility=hidden"
 
 packages = find_packages("src")
 package_dir = {"": "src"}
-package_data: dict[str, list[str]] = {"kernelforge": ["py.typed"], "": ["*.json", "*.h", "*.cuh", "*.j2", "*.pyi"]}
+package_data: dict[str, list[str]] = {
+    "kernelforge": ["py.typed"],
+    "": ["*.json", "tuning/*.json", "*.h", "*.cuh", "*.j2", "*.pyi"],
+}
 entry_points: dict[str, list[str]] = {"console_scripts": ["kernelforge = kernelforge.cli:main"], GROUP: []}
 extensions = []
 

@@ -302,8 +302,7 @@ void Sweep(int function, uint64_t first, uint64_t last, uint64_t stride, Report*
   const unsigned mode = _mm_getcsr();
   while (first < last) {
     int n = 0;
-    for (; n < kBlock && first < last; first += stride)
-      in[n++] = static_cast<int32_t>(static_cast<uint32_t>(first));
+    for (; n < kBlock && first < last; first += stride) in[n++] = static_cast<int32_t>(static_cast<uint32_t>(first));
     batch(in.data(), out.data(), nullptr, n);
     batch(in.data(), watched.data(), seen.data(), n);
     _mm_setcsr(mode | 0x8040);  // FTZ, DAZ
@@ -338,8 +337,7 @@ bool WatchersWork() {
 int FunctionNumber(const std::string& name) {
   for (int i = 0; i < 7; ++i)
     if (name == kNames[i]) return i;
-  std::fprintf(stderr, "no function %s; there are exp2 exp recip rsqrt sigmoid silu softplus\n",
-               name.c_str());
+  std::fprintf(stderr, "no function %s; there are exp2 exp recip rsqrt sigmoid silu softplus\n", name.c_str());
   std::exit(2);
 }
 
@@ -365,8 +363,7 @@ int main(int argc, char** argv) {
       return std::fprintf(stderr, "no option %s\n", key.c_str()), 2;
   }
   if (argc % 2 == 0 || stride == 0 || threads == 0 || (functions.empty() && evaluate < 0)) {
-    std::fprintf(stderr,
-                 "usage: %s (--function NAME)... [--stride N] [--offset K] [--threads N] | --evaluate NAME\n",
+    std::fprintf(stderr, "usage: %s (--function NAME)... [--stride N] [--offset K] [--threads N] | --evaluate NAME\n",
                  argv[0]);
     return 2;
   }
@@ -385,8 +382,7 @@ int main(int argc, char** argv) {
     std::vector<Report> reports(threads);
     std::vector<std::thread> pool;
     for (uint64_t t = 0; t < threads; ++t)
-      pool.emplace_back(Sweep, function, offset + t * stride, uint64_t{1} << 32, stride * threads,
-                        &reports[t]);
+      pool.emplace_back(Sweep, function, offset + t * stride, uint64_t{1} << 32, stride * threads, &reports[t]);
     for (std::thread& worker : pool) worker.join();
     Report r;
     for (const Report& part : reports) r.Merge(part);
@@ -395,10 +391,9 @@ int main(int argc, char** argv) {
         "\"worst_input\": \"%08x\", "
         "\"not_nearest\": %llu, \"special_wrong\": %llu, \"subnormal\": %llu, \"flush_differs\": %llu, "
         "\"unresolved\": %llu, \"digest\": \"%016llx\"}\n",
-        kNames[function], (unsigned long long)r.inputs, (unsigned long long)r.real_valued, r.worst_ulp,
-        r.worst_input, (unsigned long long)r.not_nearest, (unsigned long long)r.special_wrong,
-        (unsigned long long)r.subnormal, (unsigned long long)r.flush_differs,
-        (unsigned long long)r.unresolved, (unsigned long long)r.digest);
+        kNames[function], (unsigned long long)r.inputs, (unsigned long long)r.real_valued, r.worst_ulp, r.worst_input,
+        (unsigned long long)r.not_nearest, (unsigned long long)r.special_wrong, (unsigned long long)r.subnormal,
+        (unsigned long long)r.flush_differs, (unsigned long long)r.unresolved, (unsigned long long)r.digest);
     std::fflush(stdout);
     sound = sound && !r.special_wrong && !r.subnormal && !r.flush_differs && !r.unresolved;
   }

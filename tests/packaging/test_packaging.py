@@ -57,6 +57,8 @@ def test_the_wheel_holds_headers_tables_templates_and_entry_points(built):
         "kernelforge/ops/mxfp4_gemm/tuning.json",
         "kernelforge_cpu/include/kernelforge_cpu.h",
         "kernelforge_cpu/tuning/mxfp4_gemm.json",
+        "kernelforge_cuda/tuning/mxfp4_gemm.json",
+        "kernelforge_cpu/_launch.pyi",
         "kernelforge_ascend/virtual_ascend/include/c_api/asc_simd.h",
     ):
         assert path in names

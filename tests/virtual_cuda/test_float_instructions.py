@@ -183,6 +183,31 @@ def test_fp8_conversions_saturate(name: str, dtype: Any, top: float) -> None:
         np.testing.assert_array_equal(packed.view(np.uint16), exact)
 
 
+def _fused(x: float, y: float, z: float, dtype: Any) -> int:
+    """Bits of x * y + z rounded once, to nearest even: no float type holds the exact sum, so fractions decide."""
+    if not np.isfinite([x, y, z]).all():
+        special = np.float64(x) * np.float64(y) + np.float64(z)
+        return 0x7FFF if np.isnan(special) else int(np.array(special).astype(dtype).view(np.uint16))
+    exact = Fraction(x) * Fraction(y) + Fraction(z)
+    if exact == 0:
+        return int(np.array(np.float64(x) * np.float64(y) + np.float64(z)).astype(dtype).view(np.uint16))
+    infinity = int(np.array(np.inf).astype(dtype).view(np.uint16))
+
+    def value(code: int) -> Fraction:
+        """The magnitude with this code; infinity stands one step beyond the largest, where rounding meets it."""
+        finite = np.array([min(code, infinity - 1), min(code, infinity - 1) - 1], np.uint16).view(dtype)
+        high, low = (Fraction(float(f)) for f in finite)
+        return high if code < infinity else 2 * high - low
+
+    low, high = 0, infinity
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if value(middle) <= abs(exact) else (low, middle)
+    below, above = abs(exact) - value(low), value(high) - abs(exact)
+    code = low if below < above or (below == above and low % 2 == 0) else high
+    return code | (0x8000 if exact < 0 else 0)
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("f16", np.float16), ("bf16", ml_dtypes.bfloat16)])
 def test_16_bit_arithmetic_rounds_once(name: str, dtype: Any) -> None:
     def bits(values: np.ndarray) -> np.ndarray:
@@ -199,8 +224,8 @@ def test_16_bit_arithmetic_rounds_once(name: str, dtype: Any) -> None:
             wide = one(
                 f"fma.rn.{name}x2 %z, %x0, %x1, %x2;", np.uint32, *(np.tile(v, 2).view(np.uint32) for v in (a, b, c))
             )
-            expected = bits((x.astype(np.longdouble) * y + z).astype(np.longdouble))
-            np.testing.assert_array_equal(wide.view(np.uint16), np.tile(expected, 2))
+            expected = [_fused(*values, dtype) for values in zip(x, y, z, strict=True)]
+            np.testing.assert_array_equal(wide.view(np.uint16), np.tile(np.array(expected, np.uint16), 2))
 
 
 def test_cvt_pack_saturates_and_concatenates() -> None:

@@ -54,7 +54,7 @@ def _show(out: Console, outcome: Outcome) -> None:
         *("mode", "device", "how", "SHA-256", "equal to reference"),
     )
     for mode in dict.fromkeys(result.mode for result in outcome.devices):
-        for result in (r for r in outcome.devices if r.mode == mode):
+        for result in [r for r in outcome.devices if r.mode == mode]:
             how = "lowered, executed on this host" if result.virtual else "run"
             verdict = "[green]yes, every bit[/]" if result.equal else "[red]no[/]"
             shown = result.digest[:32] if not result.error else escape(result.error[:160])

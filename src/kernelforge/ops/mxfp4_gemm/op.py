@@ -10,7 +10,7 @@ import torch
 from ...backends import Executable
 from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from ...runtime import KernelSpec, executable, schedule
-from ..support import Meta, bytes_of, choose_device, define, expect, meta, require_numerics
+from ..support import Meta, bytes_of, choose_device, define, expect, meta, require_numerics, require_tensor
 
 BLOCK = 32
 GROUP = 128
@@ -60,6 +60,8 @@ def mxfp4_gemm(
         DeviceUnavailable: the device cannot run here.
     """
     require_numerics("mxfp4_gemm", numerics)
+    for name, value in (("a", a), ("w", w), ("w_scale", w_scale)):
+        require_tensor(name, value)
     return _dense(bytes_of(a), bytes_of(a_scale), bytes_of(w), bytes_of(w_scale), out_dtype, backend)
 
 
@@ -91,6 +93,8 @@ def grouped_mxfp4_gemm(
         TypeError, ValueError, DeviceUnavailable: as in :func:`mxfp4_gemm`.
     """
     require_numerics("grouped_mxfp4_gemm", numerics)
+    for name, value in (("a", a), ("w", w), ("w_scale", w_scale), ("group_offsets", group_offsets)):
+        require_tensor(name, value)
     return _grouped(bytes_of(a), bytes_of(a_scale), bytes_of(w), bytes_of(w_scale), group_offsets, out_dtype, backend)
 
 
