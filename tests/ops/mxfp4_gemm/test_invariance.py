@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from itertools import pairwise
 
 import numpy as np
