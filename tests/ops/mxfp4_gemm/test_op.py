@@ -140,7 +140,7 @@ WE, SCALE_E = torch.zeros(2, 8, 32, dtype=torch.uint8), torch.zeros(2, 8, 2, dty
         ((A[:, :32].contiguous(), None, W, SCALE), ValueError, r"a: given bfloat16\[4, 32\].*wanted bfloat16\[4, 64\]"),
         ((FP8, None, W, SCALE), TypeError, r"a_scale: missing, wanted uint8\[4, 2\]"),
         ((FP8, torch.zeros(4, 2), W, SCALE), ValueError, r"a_scale: given float32\[4, 2\].*wanted float32\[4, 1\]"),
-        ((A, None, W[:, :20], SCALE), ValueError, "w: given .*K must be a positive multiple of 32"),
+        ((A, None, W[:, :20].contiguous(), SCALE), ValueError, "w: given .*K must be a positive multiple of 32"),
         ((A, None, W.int(), SCALE), TypeError, "w: given int32"),
         ((A, None, W, SCALE[:7]), ValueError, r"w_scale: given uint8\[7, 2\].*wanted uint8\[8, 2\]"),
         ((A.T.contiguous().T, None, W, SCALE), ValueError, r"a\.contiguous\(\)"),
@@ -178,10 +178,15 @@ def test_unknown_modes_and_devices_are_named():
 
 @pytest.mark.parametrize("a_format", FORMATS)
 def test_torch_registration_is_complete(a_format):
+    # The schema check compares operands by torch.allclose, which torch's CPU has not for FP8; that an op leaves its
+    # operands alone is held bit for bit by test_operands_are_left_alone.
+    checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    checks = checks if a_format.startswith("e4m3") else ("test_schema", *checks)
     dense = call(draw(a_format, 4, N, K), a_format)
-    torch.library.opcheck(torch.ops.kernelforge.mxfp4_gemm.default, (*dense[:4], torch.bfloat16, None))
+    dense_op, grouped_op = torch.ops.kernelforge.mxfp4_gemm.default, torch.ops.kernelforge.grouped_mxfp4_gemm.default
+    torch.library.opcheck(dense_op, (*dense[:4], torch.bfloat16, None), test_utils=checks)
     grouped = call(draw(a_format, 4, N, K, EXPERTS), a_format)
-    torch.library.opcheck(torch.ops.kernelforge.grouped_mxfp4_gemm.default, (*grouped, torch.bfloat16, None))
+    torch.library.opcheck(grouped_op, (*grouped, torch.bfloat16, None), test_utils=checks)
 
 
 def test_shapes_are_known_without_data():
