@@ -1,5 +1,9 @@
 // Shared library for test_microkernels.py: every engine by name, beside the entry points generated code calls.
-#include "kernelforge_cpu.h"
+#include "units/kf_gemm_s8.cpp"
+#include "units/kf_mx_block_accumulate_bf16.cpp"
+#include "units/kf_mx_block_accumulate_e2m1.cpp"
+#include "units/kf_mx_block_accumulate_e4m3_e8m0.cpp"
+#include "units/kf_mx_block_accumulate_e4m3_f32.cpp"
 
 extern "C" {
 
@@ -10,14 +14,25 @@ int32_t harness_mx(int32_t isa, float* acc, int64_t ld_acc, const void* a, int64
                    int64_t ld_a_scale, const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale,
                    int32_t m, int32_t n, int32_t k, int32_t a_format) {
   const kf::MxTile tile{acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k};
-  return kf::accumulate(static_cast<kf::Isa>(isa), a_format, tile);
+  const auto engine = static_cast<kf::Isa>(isa);
+  switch (a_format) {
+    case kf::kE2m1:
+      return kf::accumulate<kf::kE2m1>(engine, tile);
+    case kf::kE4m3E8m0:
+      return kf::accumulate<kf::kE4m3E8m0>(engine, tile);
+    case kf::kE4m3F32:
+      return kf::accumulate<kf::kE4m3F32>(engine, tile);
+    default:
+      return kf::accumulate<kf::kBf16>(engine, tile);
+  }
 }
 
 int32_t harness_mx_entry(float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale,
                          int64_t ld_a_scale, const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale,
                          int32_t m, int32_t n, int32_t k, int32_t a_format) {
-  return kf_mx_block_accumulate(acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k,
-                                a_format);
+  decltype(&kf_mx_block_accumulate_e2m1) entries[] = {kf_mx_block_accumulate_e2m1, kf_mx_block_accumulate_e4m3_e8m0,
+                                                      kf_mx_block_accumulate_e4m3_f32, kf_mx_block_accumulate_bf16};
+  return entries[a_format](acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k);
 }
 
 int32_t harness_gemm_s8(int32_t isa, int32_t* c, int64_t ldc, const int8_t* a, int64_t lda, const int8_t* b,

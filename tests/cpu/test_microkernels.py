@@ -537,7 +537,7 @@ def test_empty_tiles_are_accepted_and_change_nothing(library: ctypes.CDLL, shape
 
 @pytest.mark.parametrize(
     ("m", "n", "k", "a_format"),
-    [(1, 1, 33, 0), (-1, 1, 32, 0), (1, -1, 32, 0), (1, 1, -32, 0), (1, 1, 32, 4), (1, 1, 32, -1)],
+    [(1, 1, 33, 0), (-1, 1, 32, 0), (1, -1, 32, 0), (1, 1, -32, 0)],
 )
 def test_bad_arguments_return_a_code(library: ctypes.CDLL, m: int, n: int, k: int, a_format: int) -> None:
     acc = np.zeros((1, 1), np.float32)
@@ -643,15 +643,10 @@ def test_scalar_operations_are_single_roundings(library: ctypes.CDLL) -> None:
             assert np.float32(library.harness_scalar(operation, a, b)).tobytes() == want.tobytes()
 
 
-def test_the_header_compiles_alone_without_warnings(tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    "file", ["kernelforge_cpu.h", *sorted(f"units/{path.name}" for path in INCLUDE.glob("units/*"))]
+)
+def test_every_file_compiles_alone_without_warnings(file: str, tmp_path: Path) -> None:
     source = tmp_path / "alone.cpp"
-    source.write_text('#include "kernelforge_cpu.h"\nint main() { return 0; }\n')
-    command = [
-        os.environ.get("CXX", "g++"),
-        *FLAGS,
-        f"-I{INCLUDE}",
-        str(source),
-        "-o",
-        str(tmp_path / "alone"),
-    ]
-    subprocess.run(command, check=True)
+    source.write_text(f'#include "{file}"\nint main() {{ return 0; }}\n')
+    subprocess.run([os.environ.get("CXX", "g++"), *FLAGS, "-fsyntax-only", f"-I{INCLUDE}", str(source)], check=True)

@@ -84,13 +84,13 @@ def test_fuse_block_accumulate_golden() -> None:
     after = fuse_block_accumulate(before)
     calls = [line for line in _lines(after) if "kf_mx_block_accumulate" in line]
     assert calls == [
-        'T.call_extern("int32", "kf_checked", T.call_extern("int32", "kf_mx_block_accumulate", '
+        'T.call_extern("int32", "kf_checked", T.call_extern("int32", "kf_mx_block_accumulate_e4m3_e8m0", '
         "T.address_of(acc[0, 0]), T.int64(64), "
         'T.address_of(A[row, T.call_pure_extern("int64", "kf_index", k * 128)]), T.Cast("int64", 256), '
         'T.address_of(A_scale[row, T.call_pure_extern("int64", "kf_index", k * 4)]), T.Cast("int64", 8), '
         'T.address_of(W[column, T.call_pure_extern("int64", "kf_index", k * 64)]), T.Cast("int64", 128), '
         'T.address_of(W_scale[column, T.call_pure_extern("int64", "kf_index", k * 4)]), T.Cast("int64", 8), '
-        "T.min(32, M - row), T.min(64, 100 - column), T.min(64, 128 - k * 64) * 2, 1))"
+        "T.min(32, M - row), T.min(64, 100 - column), T.min(64, 128 - k * 64) * 2))"
     ]
     kept = [line for line in _lines(after) if line.startswith("T.copy")]
     assert kept == ["T.copy(T.region(result[0, 0], 1, 32, 64), T.region(out[row, column], 2, 32, 64))"]

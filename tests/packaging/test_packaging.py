@@ -56,6 +56,7 @@ def test_the_wheel_holds_headers_tables_templates_and_entry_points(built):
         "kernelforge/conformance/report.html.j2",
         "kernelforge/ops/mxfp4_gemm/tuning.json",
         "kernelforge_cpu/include/kernelforge_cpu.h",
+        "kernelforge_cpu/include/units/kf_gemm_s8.cpp",
         "kernelforge_cpu/tuning/mxfp4_gemm.json",
         "kernelforge_cuda/tuning/mxfp4_gemm.json",
         "kernelforge_cpu/_launch.pyi",

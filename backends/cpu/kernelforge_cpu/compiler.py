@@ -1,4 +1,4 @@
-"""The system C++ compiler: finding it, its flags, and the wrapper around generated code."""
+"""The system C++ compiler: finding it, its flags, microkernel objects, and the wrapper around generated code."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import subprocess
 from pathlib import Path
 
 from kernelforge.backends import CompileFailed, CompilerMissing, LaunchInfo, Tool
+from kernelforge.runtime import cache
 
 LIBRARY = "kernel.so"
+OBJECT = "microkernel.o"
 ENTRY = "kf_run_blocks"
 PORTABLE_ARCHS = (
     ("x86-64-v2", "x86-64-v3", "x86-64-v4") if platform.machine() in ("x86_64", "AMD64") else ("armv8.2-a",)
@@ -81,41 +83,59 @@ def include_directory() -> Path:
     return packaged if packaged.is_dir() else checkout
 
 
-def _tilelang_include() -> Path:
-    import importlib.util
-
-    found = importlib.util.find_spec("tilelang")
-    if found is None or found.origin is None:
-        raise CompilerMissing("tilelang is not installed: its headers are needed to compile a kernel")
-    return Path(found.origin).parent / "src"
-
-
 def build(source: str, info: LaunchInfo, arch: str, directory: Path) -> None:
-    """Compile generated C into ``kernel.so``."""
+    """Compile generated C into ``kernel.so``, with the objects of the microkernels it calls."""
+    path = directory / "kernel.cpp"
+    path.write_text(wrap(source, info))
+    objects = [str(_microkernel(name, arch)) for name in microkernels(source)]
+    _compile(["-shared", path.name, *objects, "-o", LIBRARY], arch, directory, f"the generated code of {info.entry}")
+
+
+def microkernels(source: str) -> list[str]:
+    """Names of the microkernels that generated C calls: those that have a file under ``units/``."""
+    names = {path.stem for path in (include_directory() / "units").glob("*.cpp")}
+    return sorted(names & set(re.findall(r"\bkf_\w+", source)))
+
+
+def _microkernel(name: str, arch: str) -> Path:
+    """Object file of a microkernel, from the cache once it has been compiled for ``arch`` by this compiler."""
+    unit = include_directory() / "units" / f"{name}.cpp"
+    content = [_include_digest(), *EXACT_FLAGS, arch, *_compiler_version()]
+    key = hashlib.sha256("\0".join(content).encode()).hexdigest()[:32]
+
+    def compile_unit(directory: Path) -> None:
+        _compile(["-c", str(unit), "-o", OBJECT], arch, directory, f"the microkernel {name}")
+
+    return cache.shared.entry(f"{name}-cpu-{key}", compile_unit) / OBJECT
+
+
+@functools.cache
+def _include_digest() -> str:
+    return cache.digest_of_files([include_directory()])
+
+
+@functools.cache
+def _compiler_version() -> tuple[str, str]:
+    path = find() or ""
+    if not path:
+        raise CompilerMissing(_MISSING)
+    shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
+    return path, shown
+
+
+def _compile(arguments: list[str], arch: str, directory: Path, what: str) -> None:
+    """Run the compiler in ``directory``; ``what`` is compiled, for the error."""
     compiler = find()
     if compiler is None:
         raise CompilerMissing(_MISSING)
-    path = directory / "kernel.cpp"
-    path.write_text(wrap(source, info))
     march = "native" if arch.startswith("native") else arch
-    command = [
-        compiler,
-        *EXACT_FLAGS,
-        f"-march={march}",
-        "-shared",
-        "-fPIC",
-        f"-I{include_directory()}",
-        f"-I{_tilelang_include()}",
-        path.name,
-        "-o",
-        LIBRARY,
-    ]
+    command = [compiler, *EXACT_FLAGS, f"-march={march}", "-fPIC", f"-I{include_directory()}", *arguments]
     try:
         done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
-        raise CompileFailed(f"{compiler} did not finish {info.entry} within {TIMEOUT:.0f} s") from error
+        raise CompileFailed(f"{compiler} did not finish {what} within {TIMEOUT:.0f} s") from error
     if done.returncode != 0:
-        raise CompileFailed(f"{compiler} rejected the generated code of {info.entry}:\n{done.stderr[-4000:]}")
+        raise CompileFailed(f"{compiler} rejected {what}:\n{done.stderr[-4000:]}")
 
 
 def wrap(source: str, info: LaunchInfo) -> str:

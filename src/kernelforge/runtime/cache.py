@@ -99,6 +99,9 @@ class Cache:
             ) from second
 
 
+shared = Cache()
+"""The process's cache."""
+
 _STORAGE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import backends, contract
 from ..backends import Backend, Executable, LaunchInfo
-from .cache import Cache, digest_of_files
+from .cache import digest_of_files, shared
 
 PACKAGE = Path(__file__).resolve().parent.parent
 INFO = "launch.json"
@@ -44,7 +44,6 @@ class KernelSpec:
         return self.builder.rpartition(":")[2]
 
 
-_cache = Cache()
 _executables: dict[tuple[KernelSpec, str, str], Executable] = {}
 _lowering = threading.Lock()
 """TileLang lowers one kernel at a time; the compilers behind it run side by side."""
@@ -68,7 +67,7 @@ def executable(spec: KernelSpec, device: str) -> Executable:
 def artifact(spec: KernelSpec, backend: Backend, arch: str) -> tuple[Path, LaunchInfo]:
     """The compiled files of a kernel and how to launch them, from the disk cache if they are there."""
     backend.capabilities.require(spec.name, spec.needs, backend.name)
-    directory = _cache.entry(_key(spec, backend, arch), lambda target: _compile(spec, backend, arch, target))
+    directory = shared.entry(_key(spec, backend, arch), lambda target: _compile(spec, backend, arch, target))
     return directory, LaunchInfo.from_json(json.loads((directory / INFO).read_text()))
 
 

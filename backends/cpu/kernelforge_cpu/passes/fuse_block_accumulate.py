@@ -103,8 +103,8 @@ def _call(composite: Composite, sources: dict[Any, _Source]) -> Any:
         arguments += [source.address(), _stride(source.buffer)]
     depth = w_from.valid(1, int(w.shape[1])) * 2
     arguments += [a_from.valid(0, rows), w_from.valid(0, columns), depth]
-    arguments.append(tirx.IntImm("int32", composite.parameters["a_format"]))
-    call = tirx.call_extern("int32", MICROKERNEL, *arguments)
+    microkernel = f"{MICROKERNEL}_{A_FORMATS[composite.parameters['a_format']]}"
+    call = tirx.call_extern("int32", microkernel, *arguments)
     return tirx.Evaluate(tirx.call_extern("int32", "kf_checked", call))
 
 

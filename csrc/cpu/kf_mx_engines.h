@@ -1,0 +1,55 @@
+// Every engine of the MX block accumulation, and the choice among them.
+#pragma once
+
+#include "kf_mx_amx.h"
+#include "kf_mx_avx2.h"
+#include "kf_mx_avx512bf16.h"
+#include "kf_mx_gemv.h"
+#include "kf_mx_neon.h"
+#include "kf_mx_portable.h"
+#include "kf_mx_vnni.h"
+
+namespace kf {
+namespace {
+
+// Status of acc += A W^T over the tile by one engine.
+template <int kFormat>
+inline int accumulate(Isa isa, const MxTile& tile) {
+  if (tile.m < 0 || tile.n < 0 || tile.k < 0 || tile.k % kBlock != 0) return kBadArgument;
+  if (isa == Isa::kMissing) return kIsaMissing;
+  if (tile.m == 0 || tile.n == 0 || tile.k == 0) return kOk;
+#if defined(KF_X86)
+  if (isa >= Isa::kAvx512Bf16 && tile.m <= kGemvRows) return gemv_accumulate<kFormat>(tile);
+#endif
+  switch (isa) {
+#if defined(KF_X86)
+    case Isa::kAmx:
+      return amx_accumulate<kFormat>(tile);
+    case Isa::kAvx512Vnni:
+      return sliced_accumulate<VnniEngine, kFormat>(tile);
+    case Isa::kAvx512Bf16:
+      return bf16_accumulate<kFormat>(tile);
+    case Isa::kAvx2:
+      return sliced_accumulate<Avx2Engine, kFormat>(tile);
+#elif defined(KF_AARCH64)
+    case Isa::kNeon:
+      return sliced_accumulate<NeonEngine, kFormat>(tile);
+#endif
+    case Isa::kPortable:
+      return portable_accumulate<kFormat>(tile);
+    default:
+      return kIsaMissing;
+  }
+}
+
+}  // namespace
+}  // namespace kf
+
+// The function that generated code calls for one format of A; a unit holds one.
+#define KF_MX_BLOCK_ACCUMULATE(name, format)                                                                    \
+  int32_t name(float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale, int64_t ld_a_scale, \
+               const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale, int32_t m, int32_t n, \
+               int32_t k) {                                                                                     \
+    const kf::MxTile tile{acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k};      \
+    return kf::accumulate<format>(kf::current_isa(), tile);                                                     \
+  }
