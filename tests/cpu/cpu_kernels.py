@@ -70,3 +70,36 @@ def unfusible(N=16, K=64):
             T.copy(acc, out[bx * 16, 0])
 
     return main
+
+
+def guarded_pairs(columns=64, rows=3):
+    """Y[:, 2c + p] = X[:, 2c + p] - p over a guarded tail of rows: an unrolled loop inside a row that may not exist."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def main(X: T.Tensor((M, columns), "float32"), Y: T.Tensor((M, columns), "float32")):
+        with T.Kernel(T.ceildiv(M, rows), threads=32) as bx:
+            for i, c in T.Parallel(rows, columns // 2):
+                if bx * rows + i < M:
+                    for p in T.unroll(2):
+                        difference = X[bx * rows + i, 2 * c + p] - T.cast(p, "float32")
+                        Y[bx * rows + i, 2 * c + p] = difference
+
+    return main
+
+
+def conditions_that_change(columns=64):
+    """Conditions on a loop's own variable, and on memory that the loop writes."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def main(X: T.Tensor((M, columns), "float32"), Y: T.Tensor((M, columns), "float32")):
+        with T.Kernel(M, threads=32) as bx:
+            for c in T.serial(columns):
+                if c < 7:
+                    Y[bx, c] = X[bx, c]
+            for c in T.serial(columns):
+                if Y[bx, 0] < T.float32(3):
+                    Y[bx, 0] = X[bx, c]
+
+    return main

@@ -21,7 +21,10 @@ from kernelforge_cpu import passes
 from kernelforge_cpu.backend import CpuBackend
 from kernelforge_cpu.passes.block_parameters import block_parameters
 from kernelforge_cpu.passes.fuse_block_accumulate import fuse_block_accumulate
+from kernelforge_cpu.passes.hoist_conditions import hoist_conditions
 from kernelforge_cpu.passes.host_memory import host_memory
+from kernelforge_cpu.passes.state_block_range import state_block_range
+from kernelforge_cpu.passes.unroll_loops import unroll_loops
 
 
 def _lines(function: Any) -> list[str]:
@@ -77,6 +80,60 @@ def test_host_memory_puts_large_tiles_into_scratch_memory(tmp_path: Path) -> Non
     out = torch.full_like(x, float("nan"))
     run(x, out)
     assert np.array_equal(out.numpy().view(np.int32), (x.numpy() * np.float32(0.1)).view(np.int32))
+
+
+def test_state_block_range_golden() -> None:
+    before = cpu_kernels.scaled_rows()
+    removed, added = _changed(before, state_block_range(before))
+    assert removed == []
+    assert added == [
+        "if bx >= 0 and bx < 8:",
+        "if by >= 0 and by < (M + 8 - 1) // 8:",
+    ]
+
+
+def test_unroll_loops_golden() -> None:
+    before = cpu_kernels.guarded_pairs()
+    removed, added = _changed(before, unroll_loops(before))
+    assert removed == [
+        "for p in T.unroll(2):",
+        'difference: T.float32 = X[bx * 3 + i, 2 * c + p] - T.Cast("float32", p)',
+        "Y[bx * 3 + i, 2 * c + p] = difference",
+    ]
+    assert added == [
+        'difference: T.float32 = X[bx * 3 + i, T.Add(2 * c, 0)] - T.Cast("float32", 0)',
+        "Y[bx * 3 + i, T.Add(2 * c, 0)] = difference",
+        'difference_1: T.float32 = X[bx * 3 + i, 2 * c + 1] - T.Cast("float32", 1)',
+        "Y[bx * 3 + i, 2 * c + 1] = difference_1",
+    ]
+
+
+def test_hoist_conditions_golden() -> None:
+    before = unroll_loops(cpu_kernels.guarded_pairs())
+    lines = _lines(hoist_conditions(before))
+    start = lines.index("for i in T.parallel(3):")
+    assert lines[start : start + 3] == [
+        "for i in T.parallel(3):",
+        "if bx * 3 + i < M:",
+        "for c in T.parallel(32):",
+    ]
+
+
+def test_a_condition_that_reads_memory_or_its_loop_stays_in_the_loop() -> None:
+    before = cpu_kernels.conditions_that_change()
+    assert _lines(hoist_conditions(before)) == _lines(before)
+
+
+def test_rewritten_loops_keep_their_bits(tmp_path: Path) -> None:
+    run, lowered = _compile(cpu_kernels.guarded_pairs(), tmp_path)
+    assert lowered.source.count("Y[") == 2
+    assert "for (int32_t p" not in lowered.source
+    x = torch.randn(7, 64)
+    out = torch.full_like(x, float("nan"))
+    run(x, out)
+    wanted = x.numpy().copy()
+    wanted[:, 1::2] -= np.float32(1)
+    assert np.array_equal(out.numpy().view(np.int32), wanted.view(np.int32))
 
 
 def test_fuse_block_accumulate_golden() -> None:

@@ -5,6 +5,17 @@ from kernelforge.lowering import pin_fp32
 from . import gemm as gemm  # registers the exact-dot gemm with TileLang
 from .block_parameters import block_parameters
 from .fuse_block_accumulate import fuse_block_accumulate
+from .hoist_conditions import hoist_conditions
 from .host_memory import host_memory
+from .state_block_range import state_block_range
+from .unroll_loops import unroll_loops
 
-PIPELINE = (fuse_block_accumulate, block_parameters, host_memory, pin_fp32)
+PIPELINE = (
+    fuse_block_accumulate,
+    state_block_range,
+    block_parameters,
+    unroll_loops,
+    hoist_conditions,
+    host_memory,
+    pin_fp32,
+)
