@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .ops.fp4_to_fp8.op import LosslessError, fp4_to_fp8
     from .ops.mx_quantize.op import dequantize_mxfp4, quantize_mxfp4, quantize_mxfp8
     from .ops.mxfp4_gemm.op import grouped_mxfp4_gemm, mxfp4_gemm
+    from .ops.sinkhorn.op import sinkhorn
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ _API = {
     "mxfp4_gemm": "ops.mxfp4_gemm.op",
     "quantize_mxfp4": "ops.mx_quantize.op",
     "quantize_mxfp8": "ops.mx_quantize.op",
+    "sinkhorn": "ops.sinkhorn.op",
 }
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "mxfp4_gemm",
     "quantize_mxfp4",
     "quantize_mxfp8",
+    "sinkhorn",
 ]
 
 

@@ -93,11 +93,16 @@ def choose_device(backend: str | None, device: torch.device) -> str:
     """
     if backend is None:
         return backends.device_for_tensor(device.type)
-    owner, chosen = backends.device(backend)
-    home = "cpu" if chosen.virtual else owner.tensor_device
+    home = home_of(backend)
     if device.type != home:
         raise ValueError(f"backend: {backend!r} takes tensors on {home}, given tensors on {device}")
-    return chosen.name
+    return backends.device(backend)[1].name
+
+
+def home_of(device: str) -> str:
+    """The torch device type of the tensors that a kernelforge device takes."""
+    owner, chosen = backends.device(device)
+    return "cpu" if chosen.virtual else owner.tensor_device
 
 
 def require_numerics(op: str, numerics: str, modes: Sequence[str] = ("exact",)) -> None:

@@ -23,7 +23,7 @@ def _canonical(total: Any) -> Any:
     return T.reinterpret(canonical_bits(T.reinterpret(total, "int32")), "float32")
 
 
-def _ordered_sum(values: Sequence[Any]) -> Any:
+def ordered_sum(values: Sequence[Any]) -> Any:
     """The sum of at most 32 scalars in R(n)'s order, but for a sum of nothing but -0."""
     if len(values) == 4:
         return (values[0] + values[1]) + (values[2] + values[3])
@@ -98,6 +98,6 @@ def row_sum(x: Any, out: Any) -> None:
 def row_sum_of(values: Sequence[Any]) -> Any:
     """R(n) of a list of 1 to 32 float32 scalars, inside a ``T.Parallel`` body."""
     total = T.alloc_var("float32")
-    total = _ordered_sum(values)
+    total = ordered_sum(values)
     total = _canonical(total)
     return total

@@ -35,3 +35,26 @@ def sinkhorn(n, iters, eps, block_T, threads):
                     result[bx * block_T + t, k] = tile.canonical(m[k, t])
 
     return main
+
+
+def sinkhorn_backward(n, iters, eps, block_T, threads):
+    """logits_grad[t] = the gradient of the logits, from that of :func:`sinkhorn`'s result; iterates are recomputed."""
+    tokens = T.dynamic("tokens")
+
+    @T.prim_func
+    def main(
+        grad: T.Tensor((tokens, n * n), "float32"),
+        logits: T.Tensor((tokens, n * n), "float32"),
+        logits_grad: T.Tensor((tokens, n * n), "float32"),
+    ):
+        with T.Kernel(T.ceildiv(tokens, block_T), threads=threads) as bx:
+            g = T.alloc_shared((n * n, block_T), "float32")
+            m = T.alloc_shared((n * n, block_T), "float32")
+            _load(grad, bx * block_T, tokens, g)
+            _load(logits, bx * block_T, tokens, m)
+            tile.sinkhorn_backward(g, m, n, iters, eps)
+            for t, k in T.Parallel(block_T, n * n):
+                if bx * block_T + t < tokens:
+                    logits_grad[bx * block_T + t, k] = tile.canonical(g[k, t])
+
+    return main

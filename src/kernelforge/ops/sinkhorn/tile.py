@@ -12,7 +12,7 @@ import tilelang.language as T
 
 from ...formats.tile.integer import canonical_bits, read_bits
 from ...numerics.tile.elementary import exp, recip_positive
-from ...numerics.tile.row_sum import _ordered_sum as ordered_sum
+from ...numerics.tile.row_sum import ordered_sum
 
 
 def bits(x: Any) -> Any:
@@ -114,3 +114,82 @@ def sinkhorn(m: Any, n: int, iters: int, eps: float) -> None:
     for _ in T.serial(iters - 1):
         normalize_rows(m, n, eps)
         normalize_columns(m, n, eps)
+
+
+@T.macro
+def _column_step(g: Any, before: Any, n: int, eps: float) -> None:
+    """Gradient through the normalization of the columns of ``before``, in place; ``before`` becomes its result."""
+    for j, t in T.Parallel(n, g.shape[1]):
+        factor = T.alloc_var("float32")
+        factor = recip_positive(_column_sum(before, n, j, t) + T.float32(eps))
+        for i in T.unroll(n):
+            before[i * n + j, t] = before[i * n + j, t] * factor
+        dot = T.alloc_var("float32")
+        dot = ordered_sum(_products(_column(g, n, j, t), _column(before, n, j, t)))
+        for i in T.unroll(n):
+            g[i * n + j, t] = read((g[i * n + j, t] - dot) * factor)
+
+
+@T.macro
+def _row_step(g: Any, after: Any, factors: Any, n: int) -> None:
+    """Gradient through the normalization of rows, from its result and its factors, in place."""
+    for i, t in T.Parallel(n, g.shape[1]):
+        dot = T.alloc_var("float32")
+        dot = ordered_sum(_products(_row(g, n, i, t), _row(after, n, i, t)))
+        for j in T.unroll(n):
+            g[i * n + j, t] = read((g[i * n + j, t] - dot) * factors[i, t])
+
+
+@T.macro
+def sinkhorn_backward(g: Any, m: Any, n: int, iters: int, eps: float) -> None:
+    """Gradient of the doubly stochastic matrices becomes that of the logits (not yet canonical).
+
+    Args:
+        g: [n * n, tokens], the gradient, replaced.
+        m: [n * n, tokens], the logits, overwritten.
+        iters, eps: as in the reference. The matrix after each normalization of the columns is kept in a tile, the one
+            after each normalization of the rows is computed again.
+    """
+    tokens = g.shape[1]
+    iterates = T.alloc_shared((iters, n * n, tokens), "float32")
+    p = T.alloc_shared((n * n, tokens), "float32")
+    rows = T.alloc_shared((n * n, tokens), "float32")
+    factors = T.alloc_shared((n, tokens), "float32")
+    softmax(m, n)
+    for k, t in T.Parallel(n * n, tokens):
+        p[k, t] = m[k, t]
+        g[k, t] = read(g[k, t])
+    add(m, n, eps)
+    for k, t in T.Parallel(n * n, tokens):
+        rows[k, t] = m[k, t]
+    normalize_columns(m, n, eps)
+    for step in T.serial(iters - 1):
+        for k, t in T.Parallel(n * n, tokens):
+            iterates[step, k, t] = m[k, t]
+        normalize_rows(m, n, eps)
+        normalize_columns(m, n, eps)
+    for k, t in T.Parallel(n * n, tokens):
+        m[k, t] = rows[k, t]
+    for step in T.serial(iters - 1):
+        for i, t in T.Parallel(n, tokens):
+            factor = T.alloc_var("float32")
+            factor = recip_positive(
+                ordered_sum([iterates[iters - 2 - step, i * n + j, t] for j in range(n)]) + T.float32(eps)
+            )
+            factors[i, t] = factor
+            for j in T.unroll(n):
+                rows[i * n + j, t] = iterates[iters - 2 - step, i * n + j, t] * factor
+        for k, t in T.Parallel(n * n, tokens):
+            iterates[iters - 2 - step, k, t] = rows[k, t]
+        _column_step(g, rows, n, eps)
+        for k, t in T.Parallel(n * n, tokens):
+            rows[k, t] = iterates[iters - 2 - step, k, t]
+        _row_step(g, rows, factors, n)
+    _column_step(g, m, n, eps)
+    for i, t in T.Parallel(n, tokens):
+        for j in T.unroll(n):
+            p[i * n + j, t] = read(p[i * n + j, t])
+        dot = T.alloc_var("float32")
+        dot = ordered_sum(_products(_row(g, n, i, t), _row(p, n, i, t)))
+        for j in T.unroll(n):
+            g[i * n + j, t] = read(g[i * n + j, t] - dot) * p[i * n + j, t]

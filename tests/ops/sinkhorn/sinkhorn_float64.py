@@ -1,0 +1,14 @@
+"""Sinkhorn normalization as a torch user writes it; in float64 it is what bits are measured against."""
+
+from __future__ import annotations
+
+import torch
+
+
+def sinkhorn(logits: torch.Tensor, iters: int = 20, eps: float = 1e-6) -> torch.Tensor:
+    m = logits.softmax(-1) + eps
+    m = m / (m.sum(-2, keepdim=True) + eps)
+    for _ in range(iters - 1):
+        m = m / (m.sum(-1, keepdim=True) + eps)
+        m = m / (m.sum(-2, keepdim=True) + eps)
+    return m
