@@ -53,8 +53,13 @@ def _copies(function: Any) -> dict[Any, _Source]:
     return {tile: made[0] for tile, made in writes.items() if len(made) == 1 and made[0] is not None}
 
 
+def _tiles(composite: Composite) -> tuple[Any, ...]:
+    """The tiles a, a_scale, w, w_scale; before them stands acc, behind them the number of rows, where it is given."""
+    return tuple(operand.buffer for operand in composite.operands[1:5])
+
+
 def _fusible(composite: Composite, sources: dict[Any, _Source]) -> bool:
-    _, a, a_scale, w, w_scale = (operand.buffer for operand in composite.operands)
+    a, a_scale, w, w_scale = _tiles(composite)
     tiles = (a, w, w_scale) if composite.parameters["a_format"] == UNSCALED else (a, a_scale, w, w_scale)
     return all(tile in sources for tile in tiles)
 
@@ -93,7 +98,7 @@ def _stride(buffer: Any) -> Any:
 
 
 def _call(composite: Composite, sources: dict[Any, _Source]) -> Any:
-    acc, a, a_scale, w, w_scale = (operand.buffer for operand in composite.operands)
+    acc, (a, a_scale, w, w_scale) = composite.operands[0].buffer, _tiles(composite)
     rows, columns = int(acc.shape[0]), int(acc.shape[1])
     a_from, w_from = sources[a], sources[w]
     arguments: list[Any] = [tirx.address_of(tirx.BufferLoad(acc, [0, 0])), tirx.IntImm("int64", columns)]
@@ -102,7 +107,10 @@ def _call(composite: Composite, sources: dict[Any, _Source]) -> Any:
         source = sources.get(tile, a_from)
         arguments += [source.address(), _stride(source.buffer)]
     depth = w_from.valid(1, int(w.shape[1])) * 2
-    arguments += [a_from.valid(0, rows), w_from.valid(0, columns), depth]
+    used = a_from.valid(0, rows)
+    for limit in composite.operands[5:]:
+        used = tirx.min(used, limit)
+    arguments += [used, w_from.valid(0, columns), depth]
     microkernel = f"{MICROKERNEL}_{A_FORMATS[composite.parameters['a_format']]}"
     call = tirx.call_extern("int32", microkernel, *arguments)
     return tirx.Evaluate(tirx.call_extern("int32", "kf_checked", call))
@@ -116,7 +124,7 @@ def fuse_block_accumulate(function: Any) -> Any:
     sources = _copies(function)
     regions = [composite for composite in composites_in(function) if composite.name == NAME]
     taken = [composite for composite in regions if _fusible(composite, sources)]
-    tiles = [operand.buffer for composite in taken for operand in composite.operands[1:]]
+    tiles = [tile for composite in taken for tile in _tiles(composite)]
 
     def take(composite: Composite) -> Any:
         return _call(composite, sources) if _fusible(composite, sources) else None

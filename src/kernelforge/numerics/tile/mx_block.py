@@ -95,7 +95,7 @@ def _window_factors(exponent, scale, block, blocks, a_format, factor):
 
 
 @T.macro
-def mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format, blocks):
+def mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format, blocks, rows=None):
     """acc[i, j] += term(i, j, b) for the MX blocks b of the tiles, ascending.
 
     Args:
@@ -106,8 +106,14 @@ def mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format, blocks):
         w_scale: E8M0 [bn, bk / 32] uint8.
         a_format: one of :data:`A_FORMATS`.
         blocks: MX blocks from the tile's first to the end of K; those of the tile beyond add nothing.
+        rows: int32, the leading rows that the kernel uses; sums of the others may be anything. None for all of them.
     """
-    with composite("mx_block_accumulate", acc, a, a_scale, w, w_scale, a_format=A_FORMATS.index(a_format)):
+    used = []
+    if rows is not None:
+        limit = T.alloc_var("int32")
+        limit = rows
+        used.append(limit.buffer)
+    with composite("mx_block_accumulate", acc, a, a_scale, w, w_scale, *used, a_format=A_FORMATS.index(a_format)):
         bm, bn = acc.shape
         a_integers = T.alloc_shared((bm, BLOCK), "int8" if a_format == "e2m1" else "int16")
         w_integers = T.alloc_shared((bn, BLOCK), "int8")

@@ -4,12 +4,12 @@ Integers only but for one exact product in the way back: the amax of a block is 
 bits, and rounding works on bits.
 """
 
+import functools
+
 import tilelang.language as T
 
-from ...formats.tile import bf16, e2m1, e4m3, e8m0, integer
-
-BLOCK = 32
-"""Elements under one E8M0 scale (OCP MX 1.0, section 5.2)."""
+from ...formats.tile import bf16, e2m1, e8m0, integer
+from ...formats.tile.mx import BLOCK, block_scales, element_code
 
 _STORAGE = {"float32": "float32", "bfloat16": "uint16", "float16": "uint16"}
 
@@ -38,28 +38,6 @@ def _float32_bits(value, dtype):
     return bf16.float32_bits(code) if dtype == "bfloat16" else _binary16_bits(code)
 
 
-@T.macro
-def _block_scales(x, scale, dtype, element, scale_rule):
-    """scale[i, b] = the E8M0 byte of block b of row i."""
-    for i, b in T.Parallel(scale.shape[0], scale.shape[1]):
-        amax = T.alloc_var("int32")
-        amax = 0
-        for q in T.serial(BLOCK):
-            amax = T.max(amax, e8m0.magnitude_bits(_float32_bits(x[i, b * BLOCK + q], dtype)))
-        scale[i, b] = T.cast(e8m0.scale_byte(amax, element, scale_rule), "uint8")
-
-
-@T.macro
-def _element_code(bits, byte, element):
-    """Code of the float32 with these bits under a scale byte; 0 in a block that has no number for a scale."""
-    code = T.alloc_var("int32")
-    if element == "e2m1":
-        code = e2m1.encode(bits, e8m0.scale_exponent(byte))
-    else:
-        code = e4m3.encode(bits, e8m0.scale_exponent(byte))
-    return T.if_then_else(byte == e8m0.NAN, 0, code)
-
-
 def mx_quantize(K, dtype, element, scale_rule, block_M, block_K, threads):
     """Codes and scales of x[M, K] in blocks of 32 along K.
 
@@ -73,6 +51,7 @@ def mx_quantize(K, dtype, element, scale_rule, block_M, block_K, threads):
     M = T.dynamic("M")
     tile_K = _tile(K, block_K)
     per_byte = 2 if element == "e2m1" else 1
+    bits_of = functools.partial(_float32_bits, dtype=dtype)
 
     @T.prim_func
     def main(
@@ -85,7 +64,7 @@ def mx_quantize(K, dtype, element, scale_rule, block_M, block_K, threads):
             code_tile = T.alloc_shared((block_M, tile_K // per_byte), "uint8")
             scale_tile = T.alloc_shared((block_M, tile_K // BLOCK), "uint8")
             T.copy(x[by * block_M, bx * tile_K], x_tile)
-            _block_scales(x_tile, scale_tile, dtype, element, scale_rule)
+            block_scales(x_tile, scale_tile, bits_of, element, scale_rule)
             for i, b, q in T.Parallel(block_M, tile_K // BLOCK, BLOCK // per_byte):
                 byte = T.alloc_var("int32")
                 byte = T.cast(scale_tile[i, b], "int32")
@@ -93,13 +72,13 @@ def mx_quantize(K, dtype, element, scale_rule, block_M, block_K, threads):
                 if element == "e2m1":
                     even = T.alloc_var("int32")
                     bits = _float32_bits(x_tile[i, b * BLOCK + 2 * q], dtype)
-                    even = _element_code(bits, byte, element)
+                    even = element_code(bits, byte, element)
                     bits = _float32_bits(x_tile[i, b * BLOCK + 2 * q + 1], dtype)
-                    odd = _element_code(bits, byte, element)
+                    odd = element_code(bits, byte, element)
                     code_tile[i, b * (BLOCK // 2) + q] = T.cast(e2m1.pack(even, odd), "uint8")
                 else:
                     bits = _float32_bits(x_tile[i, b * BLOCK + q], dtype)
-                    code_tile[i, b * BLOCK + q] = T.cast(_element_code(bits, byte, element), "uint8")
+                    code_tile[i, b * BLOCK + q] = T.cast(element_code(bits, byte, element), "uint8")
             T.copy(code_tile, codes[by * block_M, bx * (tile_K // per_byte)])
             T.copy(scale_tile, scale[by * block_M, bx * (tile_K // BLOCK)])
 

@@ -2,6 +2,7 @@
 
 import tilelang.language as T
 
+from ...numerics.tile.groups import group_of_tile
 from ...numerics.tile.mx_block import BLOCK, mx_block_accumulate
 from ...numerics.tile.rounding import round_output
 
@@ -29,7 +30,7 @@ def mxfp4_gemm(N, K, experts, a_format, out_dtype, block_M, block_N, block_K, th
     groups = max(experts, 1)
 
     @T.macro
-    def row_tile(A, A_scale, W, W_scale, out, expert, row, row_end, column):
+    def row_tile(A, A_scale, W, W_scale, out, expert, row, rows, used, column):
         a = T.alloc_shared((block_M, tile_K), _A_STORAGE[a_format])
         a_scale = T.alloc_shared((block_M, block_K // per_scale), scale_dtype)
         w = T.alloc_shared((block_N, block_K // 2), "uint8")
@@ -43,13 +44,13 @@ def mxfp4_gemm(N, K, experts, a_format, out_dtype, block_M, block_N, block_K, th
                 T.copy(A_scale[row, k * (block_K // per_scale)], a_scale)
             T.copy(W[expert * N + column, k * (block_K // 2)], w)
             T.copy(W_scale[expert * N + column, k * (block_K // BLOCK)], w_scale)
-            mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format, K // BLOCK - k * (block_K // BLOCK))
+            mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format, K // BLOCK - k * (block_K // BLOCK), used)
         round_output(acc, result, out_dtype)
         if experts == 0:
             T.copy(result, out[row, column])
         else:
             for i, j in T.Parallel(block_M, block_N):
-                if row + i < row_end and column + j < N:
+                if i < rows and column + j < N:
                     out[row + i, column + j] = result[i, j]
 
     @T.prim_func
@@ -61,7 +62,7 @@ def mxfp4_gemm(N, K, experts, a_format, out_dtype, block_M, block_N, block_K, th
         out: T.Tensor((M, N), _OUT_STORAGE[out_dtype]),
     ):
         with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M), threads=threads) as (bx, by):
-            row_tile(A, A_scale, W, W_scale, out, 0, by * block_M, 0, bx * block_N)
+            row_tile(A, A_scale, W, W_scale, out, 0, by * block_M, 0, None, bx * block_N)
 
     @T.prim_func
     def grouped(
@@ -73,20 +74,8 @@ def mxfp4_gemm(N, K, experts, a_format, out_dtype, block_M, block_N, block_K, th
         out: T.Tensor((M, N), _OUT_STORAGE[out_dtype]),
     ):
         with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M) + groups, threads=threads) as (bx, by):
-            # Row tiles are counted expert by expert; every group rounds up to whole tiles, so `groups` extra suffice.
-            expert = T.alloc_var("int32")
-            first = T.alloc_var("int32")
-            row = T.alloc_var("int32")
-            expert = -1
-            first = 0
-            row = 0
-            for e in T.serial(groups):
-                tiles = T.ceildiv(offsets[e + 1] - offsets[e], block_M)
-                if by >= first and by < first + tiles:
-                    expert = e
-                    row = offsets[e] + (by - first) * block_M
-                first = first + tiles
+            expert, row, rows = group_of_tile(offsets, groups, block_M, by)
             if expert >= 0:
-                row_tile(A, A_scale, W, W_scale, out, expert, row, offsets[expert + 1], bx * block_N)
+                row_tile(A, A_scale, W, W_scale, out, expert, row, rows, rows, bx * block_N)
 
     return grouped if experts else main

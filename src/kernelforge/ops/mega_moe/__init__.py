@@ -1,0 +1,1 @@
+"""Mixture of experts: dispatch plan, expert feed-forward, combine."""

@@ -1,0 +1,1 @@
+"""TileLang kernels of the mixture of experts."""
