@@ -53,6 +53,7 @@ bench: $(BUILT)
 docs: $(BUILT)
 	$(BIN)/python docs/check.py
 
+# Runs the NEON engine too where an emulator is: apt-get install g++-aarch64-linux-gnu qemu-user.
 nightly: $(BUILT)
 	$(BIN)/python -m pytest -m 'slow or not slow' $(PYTEST_ARGS)
 	$(BIN)/kernelforge conform --size full --junit build/conform/junit-full.xml --html build/conform/report-full.html
