@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .ops.fp4_to_fp8.op import LosslessError, fp4_to_fp8
+    from .ops.mega_moe.schedule import moe_schedule
     from .ops.mx_quantize.op import dequantize_mxfp4, quantize_mxfp4, quantize_mxfp8
     from .ops.mxfp4_gemm.op import grouped_mxfp4_gemm, mxfp4_gemm
     from .ops.sinkhorn.op import sinkhorn
@@ -19,6 +20,7 @@ _API = {
     "dequantize_mxfp4": "ops.mx_quantize.op",
     "fp4_to_fp8": "ops.fp4_to_fp8.op",
     "grouped_mxfp4_gemm": "ops.mxfp4_gemm.op",
+    "moe_schedule": "ops.mega_moe.schedule",
     "mxfp4_gemm": "ops.mxfp4_gemm.op",
     "quantize_mxfp4": "ops.mx_quantize.op",
     "quantize_mxfp8": "ops.mx_quantize.op",
@@ -31,6 +33,7 @@ __all__ = [
     "dequantize_mxfp4",
     "fp4_to_fp8",
     "grouped_mxfp4_gemm",
+    "moe_schedule",
     "mxfp4_gemm",
     "quantize_mxfp4",
     "quantize_mxfp8",
