@@ -7,7 +7,7 @@ BUILT := $(VENV)/.built
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h')
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint format bench conform docs nightly package clean
+.PHONY: help demo test lint format bench conform docs sanitize nightly package clean
 
 help:
 	@echo "make demo      a real model's layer in MXFP4 on every backend"
@@ -16,7 +16,8 @@ help:
 	@echo "make conform   every op on every device against the reference, with reports in build/"
 	@echo "make bench     benchmarks into benchmarks/results/"
 	@echo "make docs      regenerate the generated pages and check the links of docs/"
-	@echo "make nightly   everything that takes long: slow tests, all conformance cases"
+	@echo "make sanitize  both virtual devices under AddressSanitizer and ThreadSanitizer"
+	@echo "make nightly   everything that takes long: slow tests (sanitizers too), all conformance cases"
 	@echo "make package   sdist and wheel into dist/"
 
 $(BIN)/python:
@@ -52,6 +53,9 @@ bench: $(BUILT)
 
 docs: $(BUILT)
 	$(BIN)/python docs/check.py
+
+sanitize: $(BUILT)
+	$(BIN)/python -m pytest -m slow tests/sanitizers $(PYTEST_ARGS)
 
 # Runs the NEON engine too where an emulator is: apt-get install g++-aarch64-linux-gnu qemu-user.
 nightly: $(BUILT)

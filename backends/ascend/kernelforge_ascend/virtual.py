@@ -32,6 +32,14 @@ SCHEDULES = ("early", "late", "random")
 KINDS = {"__mix__": 0, "__vector__": 1, "__cube__": 2}
 _FLAGS = ("-O2", "-std=c++17", "-ffp-contract=off", "-fwrapv", "-fno-strict-aliasing", "-fPIC", "-w")
 _RUNTIME_FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-fwrapv", "-fPIC", "-pthread")
+SANITIZERS = ("address", "thread")
+"""What the executor can be tested with; the process must be started with the sanitizer's runtime."""
+_TRACED = (
+    "read_range",
+    "write_range",
+    *(f"{way}{size}" for way in ("read", "write", "unaligned_read", "unaligned_write") for size in (1, 2, 4, 8, 16)),
+)
+"""What checked kernels call at every load and store; see ``runtime/trace.cpp``."""
 STEM, CHECKED_STEM = "virtual", "virtual_checked"
 _COMPILE_SECONDS = 300.0
 _ERROR_BYTES = 1 << 15
@@ -138,12 +146,21 @@ def _run(command: Sequence[str], what: str, directory: Path) -> None:
         raise CompileFailed(f"{command[0]} could not compile {what}:\n{done.stderr[-4000:]}")
 
 
+def _sanitizer_flags(sanitize: str | None) -> list[str]:
+    if sanitize is None:
+        return []
+    if sanitize not in SANITIZERS:
+        raise ValueError(f"sanitize is {sanitize!r}; use {' or '.join(map(repr, SANITIZERS))}, or None")
+    return ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"]
+
+
 @functools.cache
-def runtime_library() -> Path:
-    """The compiled runtime, kept in the user's cache directory under the hash of its sources."""
+def runtime_library(sanitize: str | None = None) -> Path:
+    """The compiled runtime, kept in the user's cache directory under the hash of its sources and flags."""
     root = source_directory()
     compiler = _compiler()
-    identity = f"{digest_of_files([root])}{compiler}{_RUNTIME_FLAGS}"
+    flags = [*_RUNTIME_FLAGS, *_sanitizer_flags(sanitize)]
+    identity = f"{digest_of_files([root])}{compiler}{flags}"
     name = f"libkernelforge-virtual-ascend-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
     path = default_root() / name
     if path.is_file():
@@ -151,19 +168,20 @@ def runtime_library() -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as private:
         sources = [str(source) for source in sorted((root / "runtime").glob("*.cpp"))]
-        command = [compiler, *_RUNTIME_FLAGS, f"-I{root / 'include'}", "-shared", f"-Wl,-soname,{name}", *sources]
+        command = [compiler, *flags, f"-I{root / 'include'}", "-shared", f"-Wl,-soname,{name}", *sources]
         _run([*command, "-o", name, "-ldl"], "the virtual device", Path(private))
         os.replace(Path(private) / name, path)
     return path
 
 
-def build(source: str, directory: Path | None = None, *, checked: bool = False) -> Path:
+def build(source: str, directory: Path | None = None, *, checked: bool = False, sanitize: str | None = None) -> Path:
     """Compile generated AscendC for the virtual device.
 
     Args:
         source: what TileLang generated, unchanged.
         directory: where the library goes; by default a new temporary directory, which is the caller's to remove.
         checked: instrument every load and store for the checkers.
+        sanitize: test the executor itself: build it, and an unchecked kernel, for one of :data:`SANITIZERS`.
 
     Returns:
         The shared library.
@@ -172,20 +190,24 @@ def build(source: str, directory: Path | None = None, *, checked: bool = False) 
         CompilerMissing, CompileFailed: with the compiler's words.
     """
     directory = Path(tempfile.mkdtemp(prefix="kernelforge-ascend-")) if directory is None else directory
-    return _compile(host_source(source), directory, checked=checked)
+    return _compile(host_source(source), directory, checked=checked, sanitize=sanitize)
 
 
-def _compile(generated: str, directory: Path, *, checked: bool) -> Path:
+def _compile(generated: str, directory: Path, *, checked: bool, sanitize: str | None = None) -> Path:
     stem = CHECKED_STEM if checked else STEM
     path = directory / f"{stem}.cpp"
     path.write_text(generated)
     compiler = _compiler()
-    runtime = runtime_library()
+    runtime = runtime_library(sanitize)
     include = [f"-I{source_directory() / 'include'}", f"-I{tilelang_headers()}"]
     # The sanitizer's instrumentation without its runtime: ours receives the accesses.
-    instrument = ["-fsanitize=thread", "-g1"] if checked else []
+    instrument = ["-fsanitize=thread", "-g1"] if checked else _sanitizer_flags(sanitize)
     library = directory / f"{stem}.so"
     link = ["-shared", f"-L{runtime.parent}", f"-l:{runtime.name}", f"-Wl,-rpath,{runtime.parent}"]
+    if sanitize and not checked:
+        link.append(f"-fsanitize={sanitize}")
+    elif sanitize == "thread":
+        link += [f"-Wl,--wrap=__tsan_{name}" for name in _TRACED]
     kernel = directory / f"{stem}.o"
     _run([compiler, *_FLAGS, *instrument, *include, "-c", path.name, "-o", kernel.name], "the kernel", directory)
     _run([compiler, kernel.name, "-o", library.name, *link], "the kernel", directory)
@@ -225,6 +247,7 @@ def launch(
     *,
     kernel: Signature | None = None,
     workspaces: Sequence[str] = (),
+    sanitize: str | None = None,
 ) -> None:
     """Run a kernel on the virtual device.
 
@@ -236,6 +259,7 @@ def launch(
         schedule: the order of events, and whether the checkers run.
         kernel: the function's signature; read from the source beside the library by default.
         workspaces: names of array parameters that start as garbage and are watched.
+        sanitize: as the library was built.
 
     Raises:
         VirtualFault: a deadlock, a race, an access outside an argument or a memory, an unpaired flag.
@@ -266,7 +290,7 @@ def launch(
         cells.append(cell)
         pointers[position] = ctypes.cast(ctypes.pointer(cell), ctypes.c_void_p)
     error = ctypes.create_string_buffer(_ERROR_BYTES)
-    runtime = _loaded(runtime_library())
+    runtime = _loaded(runtime_library(sanitize))
     failed = runtime.kf_launch(
         _loaded(library).kf_entry,
         pointers,

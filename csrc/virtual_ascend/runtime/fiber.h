@@ -7,6 +7,8 @@
 #include <memory>
 #include <new>
 
+#include "stack_switch.h"
+
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -20,12 +22,13 @@ extern "C" void kf_switch_stack(void** from, void* to) __attribute__((visibility
 /// One stack and the place where it stopped. Fibers return to whoever resumed them, by `pause` or by finishing.
 class Fiber {
  public:
-  explicit Fiber(std::size_t stack_bytes) : size_(stack_bytes), stack_(new uint8_t[stack_bytes]) {}
+  explicit Fiber(std::size_t stack_bytes) : size_(stack_bytes * kStackFactor), stack_(new uint8_t[size_]) {}
 
   /// Prepares to run `body(argument)` from the start; what the stack held before is forgotten.
   void start(void (*body)(void*), void* argument) {
     body_ = body;
     argument_ = argument;
+    switch_.restart(stack_.get(), size_, finished_);
     finished_ = false;
 #if defined(__x86_64__)
     auto top = reinterpret_cast<uintptr_t>(stack_.get() + size_) & ~uintptr_t{15};
@@ -43,24 +46,28 @@ class Fiber {
 #endif
   }
 
-  void resume() {
+  KF_SWITCHES void resume() {
     Fiber* outer = current();
     current() = this;
+    switch_.before_resume();
 #if defined(__x86_64__)
     kf_switch_stack(&caller_, self_);
 #else
     swapcontext(&caller_, &self_);
 #endif
+    switch_.after_resume();
     current() = outer;
   }
 
   /// Called on the fiber: back to whoever resumed it.
-  void pause() {
+  KF_SWITCHES void pause() {
+    switch_.before_pause();
 #if defined(__x86_64__)
     kf_switch_stack(&self_, caller_);
 #else
     swapcontext(&self_, &caller_);
 #endif
+    switch_.after_pause();
   }
 
   bool finished() const { return finished_; }
@@ -73,8 +80,9 @@ class Fiber {
   }
 
  private:
-  static void enter() {
+  KF_SWITCHES static void enter() {
     Fiber* self = current();
+    self->switch_.after_pause();
     self->body_(self->argument_);
     self->finished_ = true;
     self->pause();
@@ -86,6 +94,7 @@ class Fiber {
   void (*body_)(void*) = nullptr;
   void* argument_ = nullptr;
   bool finished_ = true;
+  StackSwitch switch_;
 #if defined(__x86_64__)
   void* self_ = nullptr;
   void* caller_ = nullptr;

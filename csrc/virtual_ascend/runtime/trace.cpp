@@ -28,15 +28,25 @@ inline void access(const void* address, std::size_t bytes, bool write, const voi
 }  // namespace
 }  // namespace kf
 
+// Under ThreadSanitizer itself its runtime is there too, and keeps its names: the kernel is linked with `--wrap`.
 #define KF_TRACE extern "C"
-#define KF_ACCESS(bytes)                                                                                              \
-  KF_TRACE void __tsan_read##bytes(void* address) { kf::access(address, bytes, false, __builtin_return_address(0)); } \
-  KF_TRACE void __tsan_write##bytes(void* address) { kf::access(address, bytes, true, __builtin_return_address(0)); } \
-  KF_TRACE void __tsan_unaligned_read##bytes(void* address) {                                                         \
-    kf::access(address, bytes, false, __builtin_return_address(0));                                                   \
-  }                                                                                                                   \
-  KF_TRACE void __tsan_unaligned_write##bytes(void* address) {                                                        \
-    kf::access(address, bytes, true, __builtin_return_address(0));                                                    \
+#if defined(__SANITIZE_THREAD__)
+#define KF_NAME(call) __wrap___tsan_##call
+#else
+#define KF_NAME(call) __tsan_##call
+#endif
+#define KF_ACCESS(bytes)                                            \
+  KF_TRACE void KF_NAME(read##bytes)(void* address) {               \
+    kf::access(address, bytes, false, __builtin_return_address(0)); \
+  }                                                                 \
+  KF_TRACE void KF_NAME(write##bytes)(void* address) {              \
+    kf::access(address, bytes, true, __builtin_return_address(0));  \
+  }                                                                 \
+  KF_TRACE void KF_NAME(unaligned_read##bytes)(void* address) {     \
+    kf::access(address, bytes, false, __builtin_return_address(0)); \
+  }                                                                 \
+  KF_TRACE void KF_NAME(unaligned_write##bytes)(void* address) {    \
+    kf::access(address, bytes, true, __builtin_return_address(0));  \
   }
 KF_ACCESS(1)
 KF_ACCESS(2)
@@ -44,14 +54,16 @@ KF_ACCESS(4)
 KF_ACCESS(8)
 KF_ACCESS(16)
 
-KF_TRACE void __tsan_read_range(void* address, unsigned long bytes) {
+KF_TRACE void KF_NAME(read_range)(void* address, unsigned long bytes) {
   kf::access(address, bytes, false, __builtin_return_address(0));
 }
-KF_TRACE void __tsan_write_range(void* address, unsigned long bytes) {
+KF_TRACE void KF_NAME(write_range)(void* address, unsigned long bytes) {
   kf::access(address, bytes, true, __builtin_return_address(0));
 }
+#if !defined(__SANITIZE_THREAD__)
 KF_TRACE void __tsan_init() {}
 KF_TRACE void __tsan_func_entry(void*) {}
 KF_TRACE void __tsan_func_exit() {}
 KF_TRACE void __tsan_vptr_update(void**, void*) {}
 KF_TRACE void __tsan_vptr_read(void**) {}
+#endif
