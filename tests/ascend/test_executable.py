@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ascend_kernels as kernels
 from ascend_harness import executable
 
+from kernelforge.backends import Execution, executing
 from kernelforge.ops.mxfp4_gemm import reference
 from kernelforge_ascend.virtual import Schedule
-from kernelforge_ascend.virtual_executable import SCHEDULE, schedule_of
 
 rng = np.random.default_rng(11)
 GEMM = {"block_M": 32, "block_N": 64, "block_K": 128, "threads": 128, "num_stages": 2}
@@ -81,17 +81,12 @@ def test_grouped_mxfp4_gemm_has_the_bits_of_the_reference():
         np.testing.assert_array_equal(out, want)
 
 
-def test_the_environment_chooses_the_schedule(monkeypatch):
-    assert schedule_of("late") == Schedule("late")
-    assert schedule_of("random:12+check") == Schedule("random", 12, check=True)
-    for wrong in ("fast", "random:x", "late+checks", "random:"):
-        with pytest.raises(ValueError, match=SCHEDULE):
-            schedule_of(wrong)
+def test_a_call_executes_as_chosen(monkeypatch):
     kernel = executable(kernels.row_sums, 50, 160, 16)
     x, y = torch.ones(50, 160), torch.zeros(50)
-    monkeypatch.setenv(SCHEDULE, "early+check")
+    seen = []
+    monkeypatch.setattr(kernel, "run", lambda tensors, schedule: seen.append(schedule))
     kernel(x, y)
-    assert (y == 160).all()
-    monkeypatch.setenv(SCHEDULE, "sometimes")
-    with pytest.raises(ValueError, match="sometimes"):
+    with executing(Execution("random", 7, check=False)):
         kernel(x, y)
+    assert seen == [Schedule("late", 0, check=True), Schedule("random", 7, check=False)]

@@ -143,3 +143,22 @@ def test_spec_and_op_name_the_same_needs():
     from kernelforge.ops.mxfp4_gemm import op
 
     assert specs()["mxfp4_gemm"].needs == op.NEEDS
+
+
+def test_virtual_devices_are_checked_while_they_run_a_case():
+    from kernelforge.backends import execution
+
+    seen = []
+
+    class _Watched(OpSpec):
+        def conformance_cases(self, seed: int, size: str) -> Iterator[Case]:
+            def watch(device: str) -> dict[str, np.ndarray]:
+                seen.append(execution.current())
+                return _array(1)
+
+            for name in ("a", "b", "c"):
+                yield Case(name, lambda: _array(1), watch)
+
+    run(plan([_Watched("fake", "", (), frozenset())], ["here"], 5, "ci"), 5, "ci")
+    assert [one.order for one in seen] == list(execution.ORDERS)
+    assert all(one.check for one in seen)

@@ -13,17 +13,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cuda_kernels as kernels
 
+from kernelforge.backends import Execution, executing
 from kernelforge.ops.mxfp4_gemm import reference
 from kernelforge_cuda import nvcc
 
-virtual = pytest.importorskip("kernelforge_cuda.virtual", reason="the PTX executor is not built")
+pytest.importorskip("kernelforge_cuda.virtual", reason="the PTX executor is not built")
 
-from kernelforge_cuda.virtual_launch import VirtualExecutable  # noqa: E402
+from kernelforge_cuda.virtual_launch import VirtualExecutable
 
 pytestmark = pytest.mark.skipif(nvcc.find() is None, reason="nvcc is not installed")
 
 N, K = 192, 416  # partial tiles of 64 rows below, a partial tile of 128 along K
 ARCHS = ("sm_80", "sm_90a")
+CHECKED, UNCHECKED = Execution(), Execution(check=False)
 
 
 def on_every_arch(*cases):
@@ -66,13 +68,14 @@ def operands(a_format, M, rng, experts=0, n=N, k=K, edges=False):
     return a, scale, w, w_scale
 
 
-def run(built, a, a_scale, w, w_scale, offsets=None, n=N, out_dtype=torch.bfloat16, schedule=None, check=True):
+def run(built, a, a_scale, w, w_scale, offsets=None, n=N, out_dtype=torch.bfloat16, execution=CHECKED):
     """The kernel's output as bits."""
     out = torch.full((a.shape[0], n), -1.0, dtype=out_dtype)
     scale = np.zeros((1, 1), np.uint8) if a_scale is None else a_scale
     arrays = [a, scale, w, w_scale] + ([] if offsets is None else [offsets])
-    executable = VirtualExecutable(built.ptx, built.info, schedule, check)
-    executable(*[torch.from_numpy(np.ascontiguousarray(array)) for array in arrays], out)
+    executable = VirtualExecutable(built.ptx, built.info)
+    with executing(execution):
+        executable(*[torch.from_numpy(np.ascontiguousarray(array)) for array in arrays], out)
     return out.view({2: torch.uint16, 4: torch.int32}[out.element_size()]).numpy()
 
 
@@ -126,9 +129,9 @@ def test_rows_do_not_depend_on_the_batch(M, arch):
     rng = np.random.default_rng(3)
     a, scale, w, w_scale = operands("e4m3_f32", 130, rng)
     built = kernels.built_gemm(arch, "e4m3_f32")
-    whole = run(built, a, scale, w, w_scale, check=False)
+    whole = run(built, a, scale, w, w_scale, execution=UNCHECKED)
     order = rng.permutation(130)[:M]
-    assert_same_bits(run(built, a[order], scale[order], w, w_scale, check=False), whole[order])
+    assert_same_bits(run(built, a[order], scale[order], w, w_scale, execution=UNCHECKED), whole[order])
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -138,7 +141,7 @@ def test_rows_do_not_depend_on_the_batch(M, arch):
 def test_groups_of_any_size(offsets, arch):
     data = operands("e4m3_f32", 70, np.random.default_rng(4), 3)
     rows = np.array(offsets, np.int32)
-    got = run(kernels.built_gemm(arch, "e4m3_f32", 3), *data, rows, check=False)
+    got = run(kernels.built_gemm(arch, "e4m3_f32", 3), *data, rows, execution=UNCHECKED)
     assert_same_bits(got, expected(*data, "e4m3_f32", rows))
 
 
@@ -153,8 +156,8 @@ def test_grouped_gemm_without_rows_does_nothing(arch):
 @pytest.mark.parametrize("seed", range(3))
 def test_bits_do_not_depend_on_the_schedule(arch, landing, seed):
     data = operands("e4m3_f32", 70, np.random.default_rng(5))
-    schedule = virtual.Schedule(seed=seed, landing=landing, preempt=0.2)
-    got = run(kernels.built_gemm(arch, "e4m3_f32"), *data, schedule=schedule)
+    execution = Execution(landing, seed, preempt=0.2)
+    got = run(kernels.built_gemm(arch, "e4m3_f32"), *data, execution=execution)
     assert_same_bits(got, expected(*data, "e4m3_f32"))
 
 

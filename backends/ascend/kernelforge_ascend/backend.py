@@ -59,7 +59,7 @@ class AscendBackend(Backend):
 
     def build(self, source: str, info: LaunchInfo, arch: str, directory: Path) -> None:
         if arch == VIRTUAL_ARCH:
-            virtual.build(source, directory)
+            virtual.build(source, directory, checked=True)
         else:
             bisheng.build(source, directory)
 

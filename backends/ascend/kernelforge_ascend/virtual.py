@@ -215,19 +215,18 @@ def _compile(generated: str, directory: Path, *, checked: bool, sanitize: str | 
     return library
 
 
-_checked: dict[Path, tempfile.TemporaryDirectory[str]] = {}
+_unchecked: dict[Path, tempfile.TemporaryDirectory[str]] = {}
 
 
 def library(directory: Path, *, checked: bool) -> Path:
-    """The library that :func:`build` left in ``directory``; the checked one is compiled when first asked for."""
-    if not checked:
-        return directory / f"{STEM}.so"
-    if directory not in _checked:
+    """The library with checkers that :func:`build` left in ``directory``, or one without, compiled when first asked."""
+    if checked:
+        return directory / f"{CHECKED_STEM}.so"
+    if directory not in _unchecked:
         private = tempfile.TemporaryDirectory(prefix="kernelforge-ascend-")
-        generated = (directory / f"{STEM}.cpp").read_text()
-        _compile(generated, Path(private.name), checked=True)
-        _checked[directory] = private
-    return Path(_checked[directory].name) / f"{CHECKED_STEM}.so"
+        _compile((directory / f"{CHECKED_STEM}.cpp").read_text(), Path(private.name), checked=False)
+        _unchecked[directory] = private
+    return Path(_unchecked[directory].name) / f"{STEM}.so"
 
 
 class _Region(ctypes.Structure):

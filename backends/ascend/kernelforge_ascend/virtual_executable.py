@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernelforge.backends import LaunchInfo
+from kernelforge.backends import LaunchInfo, execution
 
 from . import virtual
 from .marshal import Marshaller, Memory
 
 if TYPE_CHECKING:
     import torch
-
-SCHEDULE = "KERNELFORGE_ASCEND_SCHEDULE"
-"""Order of events, ``early``, ``late`` or ``random:SEED``; with ``+check`` behind it the checkers run."""
-
-
-def schedule_of(text: str) -> virtual.Schedule:
-    """Parse the value of :data:`SCHEDULE`.
-
-    Raises:
-        ValueError: the text names no order, or its seed is no integer.
-    """
-    order, plus, check = text.partition("+")
-    name, colon, seed = order.partition(":")
-    if name not in virtual.SCHEDULES or (plus and check != "check") or (colon and not seed.isdigit()):
-        raise ValueError(
-            f"{SCHEDULE} is {text!r}; use early, late or random:SEED, with +check behind it to run the checkers"
-        )
-    return virtual.Schedule(name, int(seed or 0), bool(plus))
 
 
 class VirtualExecutable:
@@ -46,12 +27,14 @@ class VirtualExecutable:
 
     def __init__(self, directory: Path, info: LaunchInfo) -> None:
         self._directory = directory
-        self._signature = virtual.signature((directory / f"{virtual.STEM}.cpp").read_text())
+        self._signature = virtual.signature((directory / f"{virtual.CHECKED_STEM}.cpp").read_text())
         self._marshal = Marshaller(info, "cpu")
 
     def __call__(self, *tensors: torch.Tensor) -> None:
-        """Run on tensors in the order of the kernel's signature; outputs are written in place."""
-        self.run(tensors, schedule_of(os.environ.get(SCHEDULE, "late")))
+        """Run on tensors in the order of the kernel's signature, as :mod:`kernelforge.backends.execution` says;
+        outputs are written in place."""
+        chosen = execution.current()
+        self.run(tensors, virtual.Schedule(chosen.order, chosen.seed, chosen.check))
 
     def run(self, tensors: Sequence[torch.Tensor], schedule: virtual.Schedule) -> None:
         """As a call, under a given schedule.

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from kernelforge.backends import LaunchInfo
+from kernelforge.backends import LaunchInfo, execution
 
 from .launch import Marshaller
 from .virtual import Schedule, VirtualKernel
@@ -18,17 +18,14 @@ class VirtualExecutable:
     Args:
         ptx: text that nvcc made.
         info: as completed by ``finish``.
-        schedule: order of warps and of asynchronous copies; the executor's default when ``None``.
-        check: also check happens-before over shared memory and the rules between proxies.
     """
 
-    def __init__(self, ptx: str, info: LaunchInfo, schedule: Schedule | None = None, check: bool = True) -> None:
-        self.schedule, self.check = schedule, check
+    def __init__(self, ptx: str, info: LaunchInfo) -> None:
         self._info, self._marshaller = info, Marshaller(info)
         self._kernel = VirtualKernel(ptx, description(info))
 
     def __call__(self, *arguments: torch.Tensor) -> None:
-        """Run to completion; tensors are in CPU memory.
+        """Run to completion, as :mod:`kernelforge.backends.execution` says; tensors are in CPU memory.
 
         Raises:
             TypeError, ValueError: tensors that a GPU launch would not take either.
@@ -39,7 +36,9 @@ class VirtualExecutable:
             return
         values: dict[str, object] = {a.name: tensor for a, tensor in zip(self._info.arguments, tensors, strict=True)}
         values.update({name: tensors[i].shape[axis] for name, (i, axis) in self._info.extents().items()})
-        self._kernel(values, schedule=self.schedule, check=self.check, threads=os.cpu_count() or 1)
+        chosen = execution.current()
+        schedule = Schedule(chosen.seed, chosen.order, chosen.preempt)
+        self._kernel(values, schedule=schedule, check=chosen.check, threads=os.cpu_count() or 1)
         for original, copy in copies:
             original.copy_(copy)
 

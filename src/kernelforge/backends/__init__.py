@@ -1,6 +1,7 @@
 """The backend interface and the registry; no backend's code."""
 
 from .capabilities import Capabilities, CapabilityError
+from .execution import Execution, executing
 from .interface import Backend, CompileFailed, CompilerMissing, Device, DeviceUnavailable, Executable, Tool
 from .launch import Argument, LaunchInfo, Parameter, Workspace
 from .registry import backend, backends, broken, device, device_for_tensor
@@ -15,6 +16,7 @@ __all__ = [
     "Device",
     "DeviceUnavailable",
     "Executable",
+    "Execution",
     "LaunchInfo",
     "Parameter",
     "Tool",
@@ -24,4 +26,5 @@ __all__ = [
     "broken",
     "device",
     "device_for_tensor",
+    "executing",
 ]

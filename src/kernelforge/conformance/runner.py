@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from .. import contract
+from ..backends.execution import ORDERS, Execution, executing
 from ..ops.spec import Arrays, Case, OpSpec
 from .compare import compare, digest
 
@@ -104,6 +105,8 @@ def plan(ops: Sequence[OpSpec], devices: Sequence[str], seed: int, size: str) ->
 def run(planned: Plan, seed: int, size: str, observe: Callable[[CaseResult], None] = lambda result: None) -> Run:
     """Run every case on every device, devices side by side; an error in a case is its result and stops nothing.
 
+    Virtual devices run with their checkers, each case under another schedule: see :func:`execution`.
+
     Args:
         planned: what to run; ``seed`` and ``size`` are what it was planned with.
         observe: called with each result, from several threads.
@@ -115,8 +118,9 @@ def run(planned: Plan, seed: int, size: str, observe: Callable[[CaseResult], Non
 
     def run_device(device: str) -> list[CaseResult]:
         results = []
-        for (op, case), expected, wanted in zip(planned.cases, references, digests, strict=True):
-            results.append(_run_case(op, case, device, expected, wanted))
+        for i, ((op, case), expected, wanted) in enumerate(zip(planned.cases, references, digests, strict=True)):
+            with executing(execution(seed, i)):
+                results.append(_run_case(op, case, device, expected, wanted))
             observe(results[-1])
         return results
 
@@ -125,6 +129,11 @@ def run(planned: Plan, seed: int, size: str, observe: Callable[[CaseResult], Non
     outcome.results = [result for of_case in zip(*per_device, strict=True) for result in of_case]
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+def execution(seed: int, index: int) -> Execution:
+    """How virtual devices run case number ``index``: every order in turn, half of the cases preempted."""
+    return Execution(ORDERS[index % len(ORDERS)], seed * 1_000_003 + index, preempt=index % 2 * 0.02)
 
 
 def _run_case(op: str, case: Case, device: str, expected: Arrays, wanted: str) -> CaseResult:
