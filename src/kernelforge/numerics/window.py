@@ -73,7 +73,7 @@ def chunk_length(length: int, slices_a: int = 2, slices_b: int = 2) -> int:
     return length if length <= whole else CHUNK
 
 
-def _scale_by_power_of_two(x: NDArray[np.float32], exponent: NDArray[np.int32]) -> NDArray[np.float32]:
+def scale_by_power_of_two(x: NDArray[np.float32], exponent: NDArray[np.int32]) -> NDArray[np.float32]:
     """``x * 2^exponent`` for integer-valued-by-scale ``x``; +0 where the result is below 2^-100."""
     result_exponent = np.frexp(x)[1] - 1 + exponent
     small = (x == 0) | (result_exponent < SMALLEST_RESULT_EXPONENT)
@@ -105,7 +105,7 @@ def sliced_dot(a: Window, b: Window) -> NDArray[np.float32]:
         weight = np.float32(256 ** (classes - 1 - rank))
         total = total + exact.astype(np.float32) * weight
     exponent = a.exponent[:, None] + b.exponent[None, :] - (8 * a.slices - 1) - (8 * b.slices - 1)
-    return _scale_by_power_of_two(total, exponent)
+    return scale_by_power_of_two(total, exponent)
 
 
 def dot(a: NDArray[np.float32], b: NDArray[np.float32], slices_a: int = 2, slices_b: int = 2) -> NDArray[np.float32]:

@@ -1,0 +1,1 @@
+"""Compressed sparse and heavily compressed attention: the window, compressed entries and a sink."""

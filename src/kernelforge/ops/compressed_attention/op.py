@@ -1,0 +1,397 @@
+"""Compressed attention: public functions, checks, torch registration."""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+from typing import NamedTuple
+
+import torch
+
+from ...backends import Executable
+from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
+from ...runtime import KernelSpec, executable, schedule
+from ..support import Meta, choose_device, define, expect, meta, require_numerics, require_tensor
+
+CHUNK = 128
+LARGEST_D = 512
+NEEDS = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32})
+BUILDER = "kernelforge.ops.compressed_attention.kernel:"
+NONE = torch.iinfo(torch.int32).max
+"""Sorts behind every index."""
+
+
+def csa_attention(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    entries: torch.Tensor,
+    indices: torch.Tensor,
+    sink: torch.Tensor,
+    positions: torch.Tensor,
+    window: int = 128,
+    scale: float | None = None,
+    *,
+    kv_start: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+    numerics: str = "exact",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Compressed sparse attention: every head of a query attends to shared entries, which are key and value at once.
+
+    A query at position p sees the raw entries of positions p - window + 1 to p, its selected compressed entries, and a
+    sink per head that has a weight but no value. A query that sees nothing (p < 0, or nothing selected and no raw
+    entry in the window) returns 0. The same bits however the batch, the sequence or the cache is cut.
+
+    Args:
+        q: bfloat16 [B, S, H, D], normalized and rotated; D a multiple of 32, at most 512.
+        kv: bfloat16 [B, T, D], raw entries of consecutive positions: [B, S, D] in a first prefill, the last ``window``
+            ones in decode. The last row's position is the largest of ``positions`` in the batch row.
+        entries: bfloat16 [B, N, D] compressed entries; with ``block_table`` pages of a cache, [P, page, D].
+        indices: int32 [B, S, K]: selected entries of each query in any order, -1 for none (``kf.lightning_indexer``).
+            Checked on the CPU; elsewhere the caller answers for their range.
+        sink: float32 [H], logits; -Inf for none.
+        positions: int32 or int64 [B, S], absolute; negative for padding.
+        window: raw entries a query sees at most.
+        scale: of q.k; None is D^-0.5.
+        kv_start: int32 or int64 [B], the position of kv's first row where it is not the one that follows from
+            ``positions``; rows of negative positions are never seen.
+        block_table: int32 [B, n]: the pages of a batch row's entries, in order. Entry i lies in page i // page.
+        cos, sin: float32 [B, S, R / 2] of the queries' positions: undo the rotation (interleaved pairs) on the last R
+            channels of the output.
+        numerics: ``"exact"``, the contract of ``docs/numerics.md`` (C1, C2, C4 to C6, C8).
+        backend: None for the tensors' own device, or a device name such as ``"cpu"``, ``"cuda:virtual"``.
+
+    Returns:
+        bfloat16 [B, S, H, D].
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it, what was given and what is wanted.
+        DeviceUnavailable: the device cannot run here.
+    """
+    require_numerics("csa_attention", numerics)
+    for name, value in (("q", q), ("kv", kv), ("entries", entries), ("indices", indices)):
+        require_tensor(name, value)
+    _require_common(sink, positions)
+    return _csa(
+        q, kv, entries, indices, sink, positions, window, _scale(q, scale), kv_start, block_table, cos, sin, backend
+    )
+
+
+def hca_attention(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    entries: torch.Tensor,
+    sink: torch.Tensor,
+    positions: torch.Tensor,
+    window: int = 128,
+    scale: float | None = None,
+    *,
+    ratio: int = 128,
+    kv_start: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+    numerics: str = "exact",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Heavily compressed attention: as :func:`csa_attention`, but dense over the compressed entries.
+
+    A query at position p sees all complete entries: those with an index below (p + 1) // ratio.
+
+    Args:
+        ratio: raw entries to a compressed one.
+        q, kv, entries, sink, positions, window, scale, kv_start, block_table, cos, sin, numerics, backend: as in
+            :func:`csa_attention`.
+
+    Returns:
+        bfloat16 [B, S, H, D].
+
+    Raises:
+        TypeError, ValueError, DeviceUnavailable: as in :func:`csa_attention`.
+    """
+    require_numerics("hca_attention", numerics)
+    for name, value in (("q", q), ("kv", kv), ("entries", entries)):
+        require_tensor(name, value)
+    _require_common(sink, positions)
+    return _hca(q, kv, entries, sink, positions, window, _scale(q, scale), ratio, kv_start, block_table, cos, sin, backend)
+
+
+def _require_common(sink: torch.Tensor, positions: torch.Tensor) -> None:
+    require_tensor("sink", sink)
+    require_tensor("positions", positions)
+
+
+def _scale(q: torch.Tensor, scale: float | None) -> float:
+    return q.shape[-1] ** -0.5 if scale is None and q.dim() > 0 and q.shape[-1] > 0 else float(scale or 0.0)
+
+
+class Arguments(NamedTuple):
+    """Descriptions of a call's tensors."""
+
+    q: Meta
+    kv: Meta
+    entries: Meta
+    indices: Meta | None
+    sink: Meta
+    positions: Meta
+    kv_start: Meta | None
+    block_table: Meta | None
+    cos: Meta | None
+    sin: Meta | None
+
+
+class Problem(NamedTuple):
+    """A checked call. ``N`` is the number of entries a batch row may have, ``topk`` 0 where all are seen."""
+
+    B: int
+    S: int
+    H: int
+    D: int
+    T: int
+    N: int
+    topk: int
+    page: int
+    rope: int
+    window: int
+    ratio: int
+
+
+def _check(given: Arguments, window: int, scale: float, ratio: int) -> Problem:
+    device = given.q.device
+    q = expect("q", given.q, (torch.bfloat16,), ("B", "S", "H", "D"), device)
+    B, S, H, D = q.shape
+    if D == 0 or D % 32 or D > LARGEST_D or H == 0:
+        raise ValueError(f"q: given {q}; at least one head and D a multiple of 32 up to {LARGEST_D} are wanted")
+    kv = expect("kv", given.kv, (torch.bfloat16,), (B, "T", D), device)
+    integers = (torch.int32, torch.int64)
+    page = 0
+    if given.block_table is None:
+        N = expect("entries", given.entries, (torch.bfloat16,), (B, "N", D), device).shape[1]
+    else:
+        page = expect("entries", given.entries, (torch.bfloat16,), ("pages", "page", D), device).shape[1]
+        N = page * expect("block_table", given.block_table, (torch.int32,), (B, "n"), device).shape[1]
+        if page == 0:
+            raise ValueError(f"entries: given {given.entries}; pages of at least one entry are wanted")
+    topk = 0
+    if given.indices is not None:
+        topk = max(1, expect("indices", given.indices, (torch.int32,), (B, S, "K"), device).shape[2])
+    expect("sink", given.sink, (torch.float32,), (H,), device)
+    expect("positions", given.positions, integers, (B, S), device)
+    if given.kv_start is not None:
+        expect("kv_start", given.kv_start, integers, (B,), device)
+    if (given.cos is None) != (given.sin is None):
+        raise ValueError(f"{'sin' if given.sin is None else 'cos'}: missing, wanted with its twin, or neither")
+    rope = 0
+    if given.cos is not None:
+        rope = 2 * expect("cos", given.cos, (torch.float32,), (B, S, "R/2"), device).shape[2]
+        expect("sin", given.sin, (torch.float32,), (B, S, rope // 2), device)
+        if rope > D:
+            raise ValueError(f"cos: given {given.cos}, which rotates {rope} channels; at most D = {D} are wanted")
+    for name, value in (("window", window), ("ratio", ratio)):
+        if value < 1:
+            raise ValueError(f"{name}: given {value}, wanted at least 1")
+    if not 2.0**-20 <= scale <= 2.0**20:
+        raise ValueError(f"scale: given {scale}, wanted between 2^-20 and 2^20")
+    return Problem(B, S, H, D, kv.shape[1], N, topk, page, rope, window, ratio)
+
+
+class Plan(NamedTuple):
+    """Kernels of a call and what they take besides the caller's tensors; no kernels where there is nothing to do."""
+
+    problem: Problem
+    fused: Executable | None
+    parts: Executable | None
+    merge: Executable | None
+    sizes: torch.Tensor
+    chunk_slots: torch.Tensor
+    window_slots: int
+
+
+def factor_bits(scale: float) -> int:
+    """float32 bits of scale * log2(e), what scores are multiplied by."""
+    (bits,) = struct.unpack("<i", struct.pack("<f", scale * math.log2(math.e)))
+    return int(bits)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(given: Arguments, window: int, scale: float, ratio: int, backend: str | None) -> Plan:
+    problem = _check(given, window, scale, ratio)
+    device = choose_device(backend, given.q.device)
+    here = given.q.device
+    chunks = -(-(problem.topk or problem.N) // CHUNK)
+    pages = 0 if given.block_table is None else given.block_table.shape[1]
+    sizes = torch.tensor([problem.S, problem.T, problem.N, pages], dtype=torch.int32, device=here)
+    slots = torch.zeros(chunks, dtype=torch.int8, device=here)
+    window_slots = (window + CHUNK - 2) // CHUNK + 1
+    if problem.B * problem.S == 0:
+        return Plan(problem, None, None, None, sizes, slots, window_slots)
+    tiles = dict(
+        schedule(
+            "compressed_attention",
+            device,
+            queries=problem.B * problem.S,
+            chunks=chunks + window_slots,
+            **{name: getattr(problem, name) for name in ("H", "D", "topk")},
+        )
+    )
+    splits, merge_H = tiles.pop("splits"), tiles.pop("merge_block_H")
+    heads = -(-problem.H // 16) * 16
+    tiles["block_H"], tiles["block_D"] = min(tiles["block_H"], heads), math.gcd(tiles["block_D"], problem.D)
+    shared = {"H": problem.H, "D": problem.D, "window": window}
+    finder = {
+        "ratio": 1 if problem.topk else ratio,
+        "topk": problem.topk,
+        "page": problem.page,
+        "factor_bits": factor_bits(scale),
+    }
+
+    def kernel(name: str, **parameters: int) -> Executable:
+        return executable(KernelSpec.of(BUILDER + name, NEEDS, **shared, **parameters), device)
+
+    if splits == 1:
+        return Plan(problem, kernel("attention", rope=problem.rope, **finder, **tiles), None, None, sizes, slots, window_slots)
+    merge_tiles = {"block_H": min(merge_H, heads), "block_D": tiles["block_D"], "threads": tiles["threads"]}
+    return Plan(
+        problem,
+        None,
+        kernel("attention_parts", splits=splits, **finder, **tiles),
+        kernel("attention_merge", rope=problem.rope, **merge_tiles),
+        sizes,
+        slots,
+        window_slots,
+    )
+
+
+def _flat(tensor: torch.Tensor, columns: int) -> torch.Tensor:
+    """The tensor as a matrix of at least one row: kernels take no address of an empty tensor."""
+    return tensor.view(-1, columns) if tensor.numel() else tensor.new_zeros((1, columns))
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Operands that nothing reads."""
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _sorted(indices: torch.Tensor, N: int) -> torch.Tensor:
+    """Ascending selected entries, -1 last."""
+    if indices.shape[-1] == 0:
+        return indices.new_full((indices.shape[0] * indices.shape[1], 1), -1)
+    if indices.device.type == "cpu":
+        low, high = torch.aminmax(indices)
+        if int(low) < -1 or int(high) >= N:
+            raise ValueError(f"indices: given values from {int(low)} to {int(high)}, wanted -1 to {N - 1}")
+    rows = indices.view(-1, indices.shape[-1])
+    ordered = torch.where(rows < 0, NONE, rows).sort(-1).values
+    return torch.where(ordered == NONE, -1, ordered)
+
+
+def _run(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    entries: torch.Tensor,
+    indices: torch.Tensor | None,
+    sink: torch.Tensor,
+    positions: torch.Tensor,
+    window: int,
+    scale: float,
+    ratio: int,
+    kv_start: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    backend: str | None,
+) -> torch.Tensor:
+    tensors = (q, kv, entries, indices, sink, positions, kv_start, block_table, cos, sin)
+    plan = _plan(Arguments(*(meta(tensor) for tensor in tensors)), window, scale, ratio, backend)  # type: ignore[arg-type]
+    problem = plan.problem
+    out = torch.empty_like(q)
+    Q = problem.B * problem.S
+    if Q == 0:
+        return out
+    here = q.device
+    if kv_start is None:
+        kv_start = positions.amax(-1) + (1 - problem.T)
+    at, first = positions.to(torch.int32).view(-1), kv_start.to(torch.int32)
+    selected = _zeros((Q, 1), torch.int32, here) if indices is None else _sorted(indices, problem.N)
+    table = _zeros((1,), torch.int32, here) if block_table is None or not block_table.numel() else block_table.view(-1)
+    if problem.rope and cos is not None and sin is not None:
+        rotation = (cos.view(Q, -1), sin.view(Q, -1))
+    else:
+        rotation = (_zeros((Q, 1), torch.float32, here),) * 2
+    places = (at, first, table, plan.sizes, plan.chunk_slots)
+    operands = (q.view(-1, problem.D), _flat(kv, problem.D), _flat(entries, problem.D), selected)
+    flat_out = out.view(-1, problem.D)
+    if plan.fused is not None:
+        plan.fused(*operands, sink, *places, *rotation, flat_out)
+        return out
+    assert plan.parts is not None
+    assert plan.merge is not None
+    parts = Q * (plan.window_slots + plan.chunk_slots.shape[0])
+    part_m = torch.empty((parts, problem.H), dtype=torch.float32, device=here)
+    part_l = torch.empty_like(part_m)
+    part_o = torch.empty((parts * problem.H, problem.D), dtype=torch.float32, device=here)
+    plan.parts(*operands, *places, part_m, part_l, part_o)
+    plan.merge(part_m, part_l, part_o, sink, plan.chunk_slots, *rotation, flat_out)
+    return out
+
+
+def _csa_impl(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    entries: torch.Tensor,
+    indices: torch.Tensor,
+    sink: torch.Tensor,
+    positions: torch.Tensor,
+    window: int,
+    scale: float,
+    kv_start: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    backend: str | None,
+) -> torch.Tensor:
+    return _run(
+        q, kv, entries, indices, sink, positions, window, scale, 1, kv_start, block_table, cos, sin, backend
+    )
+
+
+def _hca_impl(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    entries: torch.Tensor,
+    sink: torch.Tensor,
+    positions: torch.Tensor,
+    window: int,
+    scale: float,
+    ratio: int,
+    kv_start: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    backend: str | None,
+) -> torch.Tensor:
+    return _run(
+        q, kv, entries, None, sink, positions, window, scale, ratio, kv_start, block_table, cos, sin, backend
+    )
+
+
+def _fake(q: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty_like(q)
+
+
+_csa = define(
+    "csa_attention(Tensor q, Tensor kv, Tensor entries, Tensor indices, Tensor sink, Tensor positions, int window, "
+    "float scale, Tensor? kv_start, Tensor? block_table, Tensor? cos, Tensor? sin, str? backend) -> Tensor",
+    _csa_impl,
+    _fake,
+)
+_hca = define(
+    "hca_attention(Tensor q, Tensor kv, Tensor entries, Tensor sink, Tensor positions, int window, float scale, "
+    "int ratio, Tensor? kv_start, Tensor? block_table, Tensor? cos, Tensor? sin, str? backend) -> Tensor",
+    _hca_impl,
+    _fake,
+)
