@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .ops.compressed_attention.op import csa_attention, hca_attention
     from .ops.fp4_to_fp8.op import LosslessError, fp4_to_fp8
     from .ops.mega_moe.schedule import moe_schedule
     from .ops.mx_quantize.op import dequantize_mxfp4, quantize_mxfp4, quantize_mxfp8
@@ -17,9 +18,11 @@ __version__ = "0.1.0"
 
 _API = {
     "LosslessError": "ops.fp4_to_fp8.op",
+    "csa_attention": "ops.compressed_attention.op",
     "dequantize_mxfp4": "ops.mx_quantize.op",
     "fp4_to_fp8": "ops.fp4_to_fp8.op",
     "grouped_mxfp4_gemm": "ops.mxfp4_gemm.op",
+    "hca_attention": "ops.compressed_attention.op",
     "moe_schedule": "ops.mega_moe.schedule",
     "mxfp4_gemm": "ops.mxfp4_gemm.op",
     "quantize_mxfp4": "ops.mx_quantize.op",
@@ -30,9 +33,11 @@ _API = {
 __all__ = [
     "LosslessError",
     "__version__",
+    "csa_attention",
     "dequantize_mxfp4",
     "fp4_to_fp8",
     "grouped_mxfp4_gemm",
+    "hca_attention",
     "moe_schedule",
     "mxfp4_gemm",
     "quantize_mxfp4",

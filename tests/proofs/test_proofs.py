@@ -7,9 +7,9 @@ import z3
 
 from kernelforge.formats import bf16, e2m1, e4m3, e8m0
 from kernelforge.numerics import window
-from kernelforge.proofs import ProofError, Theorem, fp4_to_fp8, mx_accumulator, prove, prove_all
+from kernelforge.proofs import ProofError, Theorem, attention, fp4_to_fp8, mx_accumulator, prove, prove_all
 
-THEOREMS = [*fp4_to_fp8.theorems(), *mx_accumulator.theorems()]
+THEOREMS = [*attention.theorems(), *fp4_to_fp8.theorems(), *mx_accumulator.theorems()]
 
 
 @pytest.mark.parametrize("theorem", THEOREMS, ids=[t.name for t in THEOREMS])
@@ -30,6 +30,19 @@ def test_the_proofs_speak_of_the_constants_in_use():
     exponents = window.exponent_of(bf16_amax)
     assert (exponents.min(), exponents.max()) == mx_accumulator.BF16_WINDOW
     assert {c: int(e2m1.DOUBLED[c]) for c in range(1, 8)} == fp4_to_fp8.MAGNITUDES
+
+
+def test_attention_is_proved_for_the_constants_in_use():
+    from kernelforge.numerics import attention as rules
+
+    assert (attention.CHUNK, attention.WEIGHT_ONE) == (rules.CHUNK, rules.WEIGHT_ONE)
+    assert window.LIMIT[2] == attention.WINDOW_LIMIT
+
+
+def test_wider_entries_would_break_the_bound_of_a_score(monkeypatch):
+    monkeypatch.setattr(attention, "WIDTH", 544)
+    with pytest.raises(ProofError, match="score_cross"):
+        prove_all(attention.theorems())
 
 
 @pytest.mark.parametrize("code", range(1, 8))

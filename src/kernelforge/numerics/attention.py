@@ -58,7 +58,7 @@ class Rows(NamedTuple):
 def cut(x: NDArray[np.uint16]) -> Rows:
     """Rows of bfloat16 bits [n, D], D at most 512."""
     values = bf16.decode(x)
-    unusable = ~np.isfinite(values).all(-1)
+    unusable: NDArray[np.bool_] = np.asarray(~np.isfinite(values).all(-1))
     values = np.where(unusable[:, None] | (np.abs(values) < SMALLEST_READ), np.float32(0), values)
     cut_rows = window.window(values)
     exponent = np.where((cut_rows.q == 0).all(-1), LEAST_EXPONENT, cut_rows.exponent)

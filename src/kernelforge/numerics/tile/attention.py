@@ -151,10 +151,7 @@ def _entry(kv: Any, entries: Any, segment: Any, row: Any, k: Any) -> Any:
     code = T.alloc_var("int32")
     code = 0
     if at >= 0:
-        if segment[0] == 0:
-            code = T.cast(kv[at, k], "int32")
-        else:
-            code = T.cast(entries[at, k], "int32")
+        code = T.cast(kv[at, k], "int32") if segment[0] == 0 else T.cast(entries[at, k], "int32")
     return code
 
 
@@ -284,9 +281,7 @@ def attention_chunk(
             for j in T.serial(CHUNK):
                 total = total + T.cast(weights[i, j], "int32")
             unusable = (q_exponent[i] == windows.UNUSABLE) | (largest[0] == windows.UNUSABLE)
-            chunk_l[i] = float_of(
-                T.if_then_else(unusable, integer.FLOAT32_NAN, bits_of(T.cast(total, "float32")))
-            )
+            chunk_l[i] = float_of(T.if_then_else(unusable, integer.FLOAT32_NAN, bits_of(T.cast(total, "float32"))))
         merge_factors(m, l, chunk_m, chunk_l, kept, added)
         v_high = T.alloc_shared((block_D, CHUNK), "int8")
         v_low = T.alloc_shared((block_D, CHUNK), "int8")
@@ -297,9 +292,7 @@ def attention_chunk(
             # Transposed: matrix units want both operands contiguous along the contraction.
             for d, j in T.Parallel(block_D, CHUNK):
                 q = T.alloc_var("int32")
-                q = windows.window_bf16(
-                    _entry(kv, entries, segment, rows[j], block * block_D + d), exponent[j]
-                )
+                q = windows.window_bf16(_entry(kv, entries, segment, rows[j], block * block_D + d), exponent[j])
                 v_high[d, j] = T.cast(windows.high(q), "int8")
                 v_low[d, j] = T.cast(windows.low(q), "int8")
             T.gemm(p_high, v_high, o_high, transpose_B=True, clear_accum=True)

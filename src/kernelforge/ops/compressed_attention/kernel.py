@@ -1,4 +1,4 @@
-"""Compressed attention in TileLang: one kernel for CSA and HCA, prefill and decode; and the same split over the entries.
+"""Compressed attention in TileLang: one kernel for CSA and HCA, prefill and decode; and one split over the entries.
 
 A block is one query and some of its heads: all heads share the entries, so they are the rows of every product.
 """
@@ -10,7 +10,6 @@ import tilelang.language as T
 from ...formats.tile import bf16
 from ...numerics.attention import CHUNK
 from ...numerics.tile.attention import (
-    EMPTY,
     attention_chunk,
     bits_of,
     cut_rows,
@@ -202,8 +201,19 @@ def attention(H, D, window, ratio, topk, page, rope, factor_bits, block_H, block
                 visible = find_chunk(c, query, positions, kv_start, selected, table, sizes, rows, segment)
                 if visible == 1:
                     attention_chunk(
-                        m, l, o, q_high, q_low, q_exponent, kv, entries, segment, rows,
-                        _factor(factor_bits), factor_bits, block_E,
+                        m,
+                        l,
+                        o,
+                        q_high,
+                        q_low,
+                        q_exponent,
+                        kv,
+                        entries,
+                        segment,
+                        rows,
+                        _factor(factor_bits),
+                        factor_bits,
+                        block_E,
                     )
             finish(l, o)
             _write(o, query, bh * block_H, H, rope, cos, sin, out)
@@ -260,8 +270,19 @@ def attention_parts(H, D, window, ratio, topk, page, factor_bits, splits, block_
                     start_empty(m, l, o)
                     if visible == 1:
                         attention_chunk(
-                            m, l, o, q_high, q_low, q_exponent, kv, entries, segment, rows,
-                            _factor(factor_bits), factor_bits, block_E,
+                            m,
+                            l,
+                            o,
+                            q_high,
+                            q_low,
+                            q_exponent,
+                            kv,
+                            entries,
+                            segment,
+                            rows,
+                            _factor(factor_bits),
+                            factor_bits,
+                            block_E,
                         )
                         for block, tile in enumerate(o):
                             for i, d in T.Parallel(block_H, block_D):

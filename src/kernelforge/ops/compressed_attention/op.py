@@ -116,7 +116,9 @@ def hca_attention(
     for name, value in (("q", q), ("kv", kv), ("entries", entries)):
         require_tensor(name, value)
     _require_common(sink, positions)
-    return _hca(q, kv, entries, sink, positions, window, _scale(q, scale), ratio, kv_start, block_table, cos, sin, backend)
+    return _hca(
+        q, kv, entries, sink, positions, window, _scale(q, scale), ratio, kv_start, block_table, cos, sin, backend
+    )
 
 
 def _require_common(sink: torch.Tensor, positions: torch.Tensor) -> None:
@@ -252,7 +254,9 @@ def _plan(given: Arguments, window: int, scale: float, ratio: int, backend: str 
         return executable(KernelSpec.of(BUILDER + name, NEEDS, **shared, **parameters), device)
 
     if splits == 1:
-        return Plan(problem, kernel("attention", rope=problem.rope, **finder, **tiles), None, None, sizes, slots, window_slots)
+        return Plan(
+            problem, kernel("attention", rope=problem.rope, **finder, **tiles), None, None, sizes, slots, window_slots
+        )
     merge_tiles = {"block_H": min(merge_H, heads), "block_D": tiles["block_D"], "threads": tiles["threads"]}
     return Plan(
         problem,
@@ -354,9 +358,7 @@ def _csa_impl(
     sin: torch.Tensor | None,
     backend: str | None,
 ) -> torch.Tensor:
-    return _run(
-        q, kv, entries, indices, sink, positions, window, scale, 1, kv_start, block_table, cos, sin, backend
-    )
+    return _run(q, kv, entries, indices, sink, positions, window, scale, 1, kv_start, block_table, cos, sin, backend)
 
 
 def _hca_impl(
@@ -374,9 +376,7 @@ def _hca_impl(
     sin: torch.Tensor | None,
     backend: str | None,
 ) -> torch.Tensor:
-    return _run(
-        q, kv, entries, None, sink, positions, window, scale, ratio, kv_start, block_table, cos, sin, backend
-    )
+    return _run(q, kv, entries, None, sink, positions, window, scale, ratio, kv_start, block_table, cos, sin, backend)
 
 
 def _fake(q: torch.Tensor, *_: object) -> torch.Tensor:

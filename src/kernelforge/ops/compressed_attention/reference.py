@@ -53,7 +53,9 @@ def attend(
     """
     state = rules.start(sink, q.shape[1])
     rows = rules.cut(q)
-    raw = [] if position < 0 else _aligned(max(position - window + 1, kv_start, 0), min(position + 1, kv_start + len(kv)))
+    raw = (
+        [] if position < 0 else _aligned(max(position - window + 1, kv_start, 0), min(position + 1, kv_start + len(kv)))
+    )
     visible = [kv[chunk.start - kv_start : chunk.stop - kv_start] for chunk in raw]
     for entries in [*visible, *([] if position < 0 else chunks)]:
         if len(entries):
