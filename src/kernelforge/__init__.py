@@ -7,6 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .ops.compress.op import csa_compress, hca_compress
+    from .ops.compress.state import CompressState
     from .ops.compressed_attention.op import csa_attention, hca_attention
     from .ops.fp4_to_fp8.op import LosslessError, fp4_to_fp8
     from .ops.mega_moe.schedule import moe_schedule
@@ -17,12 +19,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _API = {
+    "CompressState": "ops.compress.state",
     "LosslessError": "ops.fp4_to_fp8.op",
     "csa_attention": "ops.compressed_attention.op",
+    "csa_compress": "ops.compress.op",
     "dequantize_mxfp4": "ops.mx_quantize.op",
     "fp4_to_fp8": "ops.fp4_to_fp8.op",
     "grouped_mxfp4_gemm": "ops.mxfp4_gemm.op",
     "hca_attention": "ops.compressed_attention.op",
+    "hca_compress": "ops.compress.op",
     "moe_schedule": "ops.mega_moe.schedule",
     "mxfp4_gemm": "ops.mxfp4_gemm.op",
     "quantize_mxfp4": "ops.mx_quantize.op",
@@ -31,13 +36,16 @@ _API = {
 }
 
 __all__ = [
+    "CompressState",
     "LosslessError",
     "__version__",
     "csa_attention",
+    "csa_compress",
     "dequantize_mxfp4",
     "fp4_to_fp8",
     "grouped_mxfp4_gemm",
     "hca_attention",
+    "hca_compress",
     "moe_schedule",
     "mxfp4_gemm",
     "quantize_mxfp4",

@@ -1,0 +1,168 @@
+"""Compression forward and the update of its state, as TileLang kernels.
+
+Sequences are [B * S, channels] matrices; which row belongs to which sequence follows from the extents. The state of one
+sequence is ``ratio`` rows, row s for the tokens at positions congruent to s: with overlap first the a-series of the
+window before, then the unfinished window.
+"""
+
+import tilelang.language as T
+
+from ...numerics.tile.elementary import rsqrt
+from ...numerics.tile.row_sum import row_sum
+from ..sinkhorn.tile import read
+from . import tile
+
+
+def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
+    """entries[b * N + i] = the i-th entry that sequence b completes with these tokens; zeros beyond the last.
+
+    Args:
+        ratio: tokens per window.
+        overlap: two series of channels and 2 * ratio slots (CSA), or one (HCA).
+        D: channels of an entry, a multiple of 32.
+        pairs: of trailing channels that are turned.
+        eps: of the RMS normalization.
+        dtype: of kv, gate and entries: "bfloat16" (as bits) | "float32".
+        block_N, block_C, threads: schedule; never changes a bit.
+    """
+    rows, batch, positions, total = T.dynamic("rows"), T.dynamic("batch"), T.dynamic("positions"), T.dynamic("total")
+    series = 2 if overlap else 1
+    slots = series * ratio
+    kept = (2 * series - 1) * D
+    tile_C = tile.column_tile(D, block_C)
+    storage = tile.STORAGE[dtype]
+
+    @T.prim_func
+    def main(
+        kv: T.Tensor((rows, series * D), storage),
+        gate: T.Tensor((rows, series * D), storage),
+        position_bias: T.Tensor((ratio, series * D), "float32"),
+        norm_weight: T.Tensor((D,), "float32"),
+        cos: T.Tensor((positions, pairs), "float32"),
+        sin: T.Tensor((positions, pairs), "float32"),
+        old_kv: T.Tensor((batch, ratio, kept), storage),
+        old_gate: T.Tensor((batch, ratio, kept), storage),
+        position: T.Tensor((batch,), "int32"),
+        length: T.Tensor((batch,), "int32"),
+        entries: T.Tensor((total, D), storage),
+    ):
+        with T.Kernel(T.ceildiv(total, block_N), threads=threads) as bx:
+            z = T.alloc_shared((slots, tile_C), "float32")
+            v = T.alloc_shared((slots, tile_C), "float32")
+            lanes = T.alloc_shared((tile.lanes_of(slots), tile_C), "float32")
+            top = T.alloc_shared((tile_C,), "float32")
+            share = T.alloc_shared((tile_C,), "float32")
+            mean = T.alloc_shared((tile_C,), "float32")
+            pooled = T.alloc_shared((1, D), "float32")
+            square = T.alloc_shared((1, D), "float32")
+            inverse = T.alloc_shared((1,), "float32")
+            b = T.alloc_var("int32")
+            window = T.alloc_var("int32")
+            start = T.alloc_var("int32")
+            end = T.alloc_var("int32")
+            first_row = T.alloc_var("int32")
+            for i in T.serial(block_N):
+                out = bx * block_N + i
+                if out < total:
+                    b = out // (total // batch)
+                    start = position[b]
+                    end = start + length[b]
+                    window = start // ratio + out % (total // batch)
+                    first_row = b * (rows // batch) - start
+                    if (window + 1) * ratio <= end:
+                        for part in T.serial(D // tile_C):
+                            tile.load_slots(
+                                kv,
+                                gate,
+                                position_bias,
+                                old_kv,
+                                old_gate,
+                                first_row,
+                                b,
+                                (window + 1 - series) * ratio,
+                                start,
+                                part * tile_C,
+                                ratio,
+                                series,
+                                D,
+                                dtype,
+                                v,
+                                z,
+                            )
+                            tile.pool(v, z, T.max((series - 1 - window) * ratio, 0), top, lanes, share, mean)
+                            for c in T.Parallel(tile_C):
+                                pooled[0, part * tile_C + c] = mean[c]
+                        for c in T.Parallel(D):
+                            square[0, c] = pooled[0, c] * pooled[0, c]
+                        row_sum(square, inverse)
+                        for k in T.Parallel(1):
+                            inverse[k] = rsqrt(inverse[k] * T.float32(1 / D) + T.float32(eps))
+                        for c in T.Parallel(D):
+                            pooled[0, c] = read(read(pooled[0, c] * inverse[0]) * read(norm_weight[c]))
+                        for c in T.Parallel(D - 2 * pairs):
+                            entries[out, c] = tile.stored(pooled[0, c], dtype)
+                        for pair in T.Parallel(pairs):
+                            even = D - 2 * pairs + 2 * pair
+                            x = T.alloc_var("float32")
+                            y = T.alloc_var("float32")
+                            turn = T.alloc_var("float32")
+                            lift = T.alloc_var("float32")
+                            x = pooled[0, even]
+                            y = pooled[0, even + 1]
+                            turn = read(cos[T.min(window * ratio, positions - 1), pair])
+                            lift = read(sin[T.min(window * ratio, positions - 1), pair])
+                            entries[out, even] = tile.stored(read(x * turn - y * lift), dtype)
+                            entries[out, even + 1] = tile.stored(read(y * turn + x * lift), dtype)
+                    else:
+                        for c in T.Parallel(D):
+                            entries[out, c] = T.cast(0, storage)
+
+    return main
+
+
+def compress_state(ratio, overlap, D, dtype, block_C, threads):
+    """Put what the next call needs of these tokens into the state, in place.
+
+    Args: as in :func:`compress`.
+    """
+    rows, batch = T.dynamic("rows"), T.dynamic("batch")
+    series = 2 if overlap else 1
+    width = series * D
+    kept = (2 * series - 1) * D
+    tile_C = tile.column_tile(D, block_C)
+    storage = tile.STORAGE[dtype]
+
+    @T.prim_func
+    def main(
+        kv: T.Tensor((rows, width), storage),
+        gate: T.Tensor((rows, width), storage),
+        position: T.Tensor((batch,), "int32"),
+        length: T.Tensor((batch,), "int32"),
+        state_kv: T.Tensor((batch, ratio, kept), storage),
+        state_gate: T.Tensor((batch, ratio, kept), storage),
+    ):
+        with T.Kernel(D // tile_C, batch, threads=threads) as (bx, by):
+            start = T.alloc_var("int32")
+            end = T.alloc_var("int32")
+            window = T.alloc_var("int32")
+            first_row = T.alloc_var("int32")
+            start = position[by]
+            end = start + length[by]
+            window = end // ratio * ratio
+            first_row = by * (rows // batch) - start
+            for s, c in T.Parallel(ratio, tile_C):
+                at = bx * tile_C + c
+                if overlap:
+                    if window - ratio + s >= start:
+                        state_kv[by, s, at] = kv[first_row + window - ratio + s, at]
+                        state_gate[by, s, at] = gate[first_row + window - ratio + s, at]
+                    else:
+                        if window > start // ratio * ratio:
+                            state_kv[by, s, at] = state_kv[by, s, D + at]
+                            state_gate[by, s, at] = state_gate[by, s, D + at]
+                if (window + s >= start) & (window + s < end):
+                    for part in T.unroll(series):
+                        state_kv[by, s, (series - 1 + part) * D + at] = kv[first_row + window + s, part * D + at]
+                        state_gate[by, s, (series - 1 + part) * D + at] = gate[first_row + window + s, part * D + at]
+
+    return main
