@@ -2,8 +2,7 @@
 //
 // C++17. Flags: -O3 -std=c++17 -ffp-contract=off -fwrapv -fno-strict-aliasing; no -march is needed, the engines carry
 // their own targets and one is chosen at run time (environment variable KERNELFORGE_CPU_ISA =
-// amx | avx512vnni | avx512bf16 | avx2 | neon | portable overrides the choice, which depends on the format of A). All
-// engines give the same bits.
+// amx | avx512vnni | avx512bf16 | avx2 | neon | portable overrides the choice). All engines give the same bits.
 //
 // A microkernel NAME is compiled once, from units/NAME.cpp, and its object is linked into every kernel that calls it:
 // engines take seconds to compile, a kernel without them a fraction of one. They return a status, 0 for success.
@@ -30,3 +29,20 @@ KF_DECLARE(bf16)
 // C[m,n] (+)= A B, or A B^T if trans_b; exact modulo 2^32. `clear`: C starts from zero.
 KF_MICROKERNEL int32_t kf_gemm_s8(int32_t* c, int64_t ldc, const int8_t* a, int64_t lda, const int8_t* b, int64_t ldb,
                                   int32_t m, int32_t n, int32_t k, int32_t trans_b, int32_t clear);
+
+// Scores of the lightning indexer, see kernelforge.ops.lightning_indexer.tile; entries beyond visible[s] are left
+// alone.
+KF_MICROKERNEL int32_t kf_indexer_scores(float* scores, int64_t ld_scores, const uint8_t* q, int64_t ldq,
+                                         const uint8_t* q_scale, int64_t ld_q_scale, const uint8_t* k, int64_t ldk,
+                                         const uint8_t* k_scale, int64_t ld_k_scale, const float* weights,
+                                         int64_t ld_weights, const int32_t* visible, int32_t queries, int32_t entries,
+                                         int32_t heads, int32_t depth);
+
+// Its selection: take in a tile of scores, keep the topk largest, rank what is kept.
+KF_MICROKERNEL int32_t kf_select_append(int32_t* keys, int32_t* index, int32_t* count, int32_t* threshold,
+                                        int32_t capacity, const float* scores, const int32_t* visible, int32_t first,
+                                        int32_t queries, int32_t entries, int32_t topk);
+KF_MICROKERNEL int32_t kf_select_reduce(int32_t* keys, int32_t* index, int32_t* count, int32_t* threshold,
+                                        int32_t capacity, int32_t queries, int32_t topk);
+KF_MICROKERNEL int32_t kf_select_sort(const int32_t* keys, const int32_t* count, int32_t* order, int32_t capacity,
+                                      int32_t queries, int32_t size);

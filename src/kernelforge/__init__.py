@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .ops.compress.state import CompressState
     from .ops.compressed_attention.op import csa_attention, hca_attention
     from .ops.fp4_to_fp8.op import LosslessError, fp4_to_fp8
+    from .ops.lightning_indexer.op import indexer_logits, lightning_indexer
     from .ops.mega_moe.schedule import moe_schedule
     from .ops.mx_quantize.op import dequantize_mxfp4, quantize_mxfp4, quantize_mxfp8
     from .ops.mxfp4_gemm.op import grouped_mxfp4_gemm, mxfp4_gemm
@@ -28,6 +29,8 @@ _API = {
     "grouped_mxfp4_gemm": "ops.mxfp4_gemm.op",
     "hca_attention": "ops.compressed_attention.op",
     "hca_compress": "ops.compress.op",
+    "lightning_indexer": "ops.lightning_indexer.op",
+    "indexer_logits": "ops.lightning_indexer.op",
     "moe_schedule": "ops.mega_moe.schedule",
     "mxfp4_gemm": "ops.mxfp4_gemm.op",
     "quantize_mxfp4": "ops.mx_quantize.op",
@@ -46,6 +49,8 @@ __all__ = [
     "grouped_mxfp4_gemm",
     "hca_attention",
     "hca_compress",
+    "indexer_logits",
+    "lightning_indexer",
     "moe_schedule",
     "mxfp4_gemm",
     "quantize_mxfp4",

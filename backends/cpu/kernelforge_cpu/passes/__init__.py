@@ -8,9 +8,11 @@ from .fuse_block_accumulate import fuse_block_accumulate
 from .hoist_conditions import hoist_conditions
 from .host_memory import host_memory
 from .state_block_range import state_block_range
+from .take_indexer import take_indexer
 from .unroll_loops import unroll_loops
 
 PIPELINE = (
+    take_indexer,
     fuse_block_accumulate,
     state_block_range,
     block_parameters,

@@ -1,0 +1,285 @@
+// The indexer's scores as one chain of int8 dots over the whole head dimension.
+//
+// Scales are powers of two. Where those of a head's (or an entry's) blocks lie within three binades, they fold into its
+// int8 elements: 12 * 2^3 = 96. A dot is then one integer below 2^24 under one scale, every partial sum of contract C3
+// is an integer below 2^24 under that scale, and so the one conversion gives C3's bits. The heads' scales fold into the
+// weights and an entry's scale commutes with every rounding of the head sum, as long as nothing leaves the range of
+// normal numbers; conditions on exponents, once per query and once per panel, see to that. Whatever does not meet them
+// takes the other way.
+#pragma once
+
+#include "kf_indexer.h"
+
+#if defined(KF_X86)
+KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
+namespace kf {
+namespace {
+
+constexpr int kFoldBits = 3;
+constexpr int kFoldOffset = 12 << kFoldBits;  // makes folded elements unsigned
+constexpr int kFoldedDepth = 1024;            // 1024 * 96 * 96 < 2^24
+constexpr int kFoldHeads = 8;                 // heads that a kernel takes
+constexpr int kLowestRead = 127 - 50, kHighestRead = 127 + 63;
+
+// One query's heads. codes: [depth / 4][padded heads] groups of four int8; bias, weight: [padded heads].
+struct FoldedQuery {
+  int32_t* codes;
+  int32_t* bias;
+  float* weight;        // the weight times the head's scale
+  int lowest, highest;  // exponents of the nonzero weights' magnitudes
+  int scale;            // largest exponent of a head's scale
+  bool usable;
+};
+
+// Two strips of 16 entries. codes: [depth / 4][2][64]; scale: [32].
+struct FoldedPanel {
+  uint8_t* codes;
+  float* scale;
+  int lowest, highest;  // exponents of the scales
+  bool usable;
+};
+
+constexpr int padded_heads(int heads) { return (heads + kFoldHeads - 1) / kFoldHeads * kFoldHeads; }
+
+KF_INLINE int exponent_of(float x) { return (kf_i(x) >> 23 & 0xFF) - 127; }
+
+// Twice the E2M1 values, times 2^shift; a shift above kFoldBits stands for zero.
+KF_INLINE __m128i folded_codes(int shift) {
+  alignas(16) static const int8_t kTables[kFoldBits + 2][16] = {
+      {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12},
+      {0, 2, 4, 6, 8, 12, 16, 24, 0, -2, -4, -6, -8, -12, -16, -24},
+      {0, 4, 8, 12, 16, 24, 32, 48, 0, -4, -8, -12, -16, -24, -32, -48},
+      {0, 8, 16, 24, 32, 48, 64, 96, 0, -8, -16, -24, -32, -48, -64, -96},
+      {}};
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(kTables[shift]));
+}
+
+inline void fold_query(const IndexerTile& tile, int query, FoldedQuery& out) {
+  const int blocks = tile.depth / kBlock, ld = padded_heads(tile.heads);
+  const __m128i low = _mm_set1_epi8(15), flip = _mm_set1_epi8(-128);
+  out.lowest = 127, out.highest = out.scale = -127;
+  out.usable = true;
+  for (int h = 0; h < ld; ++h) {
+    const bool real = h < tile.heads;
+    const uint8_t* scales = tile.q_scale_row(query, real ? h : 0);
+    const uint8_t* codes = tile.q_row(query, real ? h : 0);
+    int largest = 0;
+    for (int b = 0; b < blocks; ++b) largest = std::max<int>(largest, scales[b]);
+    out.usable &= largest <= kHighestRead;
+    const int base = std::max(largest, kLowestRead) - kFoldBits;
+    __m128i sums = _mm_setzero_si128();  // of elements + 128
+    for (int b = 0; b < blocks; ++b) {
+      const int shift = scales[b] - base;
+      const bool zero = scales[b] < kLowestRead || !real;
+      out.usable &= zero || shift >= 0;
+      const __m128i table = folded_codes(zero || shift < 0 ? kFoldBits + 1 : shift);
+      const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + b * (kBlock / 2)));
+      const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(packed, low));
+      const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(packed, 4), low));
+      sums = _mm_add_epi64(sums, _mm_sad_epu8(_mm_xor_si128(even, flip), _mm_setzero_si128()));
+      sums = _mm_add_epi64(sums, _mm_sad_epu8(_mm_xor_si128(odd, flip), _mm_setzero_si128()));
+      int32_t* to = out.codes + int64_t(b) * 8 * ld + h;
+      to[0] = _mm_extract_epi32(even, 0), to[ld] = _mm_extract_epi32(even, 1);
+      to[2 * ld] = _mm_extract_epi32(even, 2), to[3 * ld] = _mm_extract_epi32(even, 3);
+      to[4 * ld] = _mm_extract_epi32(odd, 0), to[5 * ld] = _mm_extract_epi32(odd, 1);
+      to[6 * ld] = _mm_extract_epi32(odd, 2), to[7 * ld] = _mm_extract_epi32(odd, 3);
+    }
+    const int sum = _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2) - 128 * tile.depth;
+    out.bias[h] = -kFoldOffset * sum;
+    const float given = real ? tile.weights[query * tile.ld_weights + h] : 0.0f;
+    const float weight = std::fabs(given) < 0x1p-50f ? 0.0f : given;
+    out.usable &= std::fabs(weight) <= 0x1p60f;  // no NaN either
+    out.scale = std::max(out.scale, base - 127 - 2);
+    out.weight[h] = weight * power_of_two(base - 127 - 2);
+    if (weight != 0.0f) {
+      out.lowest = std::min(out.lowest, exponent_of(out.weight[h]));
+      out.highest = std::max(out.highest, exponent_of(out.weight[h]));
+    }
+  }
+  out.usable &= out.lowest >= -90 && out.highest <= 60;
+}
+
+inline void fold_panel(const IndexerTile& tile, int first, int count, FoldedPanel& out) {
+  const int blocks = tile.depth / kBlock;
+  out.usable = true;
+  out.lowest = 127, out.highest = -127;
+  const MxTile keys{nullptr,
+                    0,
+                    nullptr,
+                    0,
+                    nullptr,
+                    0,
+                    tile.k + first * tile.ldk,
+                    tile.ldk,
+                    tile.k_scale + first * tile.ld_k_scale,
+                    tile.ld_k_scale,
+                    0,
+                    0,
+                    tile.depth};
+  for (int half = 0; half < 2; ++half) {
+    // A second strip without entries repeats the first one's.
+    const int col = half * kStrip < count ? half * kStrip : 0;
+    const StripRows rows(keys, col, std::min(kStrip, count - col), 0);
+    __m512i largest = _mm512_setzero_si512();
+    StripScales sizes(rows, blocks);
+    for (int b = 0; b < blocks; ++b) {
+      const __m512i bytes = sizes.bytes(b);
+      largest = _mm512_max_epi32(largest, bytes);
+    }
+    const __m512i lowest_read = _mm512_set1_epi32(kLowestRead);
+    const __m512i base = _mm512_sub_epi32(_mm512_max_epi32(largest, lowest_read), _mm512_set1_epi32(kFoldBits));
+    bool usable = _mm512_cmpgt_epi32_mask(largest, _mm512_set1_epi32(kHighestRead)) == 0;
+    StripScales scales(rows, blocks);
+    for (int b = 0; b < blocks; ++b) {
+      const __m512i bytes = scales.bytes(b), shift = _mm512_sub_epi32(bytes, base);
+      const __mmask16 zero = _mm512_cmplt_epi32_mask(bytes, lowest_read);
+      usable &= (_mm512_cmplt_epi32_mask(shift, _mm512_setzero_si512()) & ~zero) == 0;
+      // (w + 12) << shift, and what is missing to an offset of 96; bytes do not overflow into each other.
+      const __m512i moved = _mm512_sllv_epi32(_mm512_set1_epi32(kVnniOffset * 0x01010101), shift);
+      const __m512i missing = _mm512_sub_epi8(_mm512_set1_epi8(char(kFoldOffset)), moved);
+      __m512i codes[8];
+      unpack_strip_block(rows, b, codes);
+      for (int j = 0; j < 8; ++j) {
+        __m512i folded = _mm512_add_epi8(_mm512_sllv_epi32(codes[j], shift), missing);
+        folded = _mm512_mask_mov_epi32(folded, zero, _mm512_set1_epi8(char(kFoldOffset)));
+        _mm512_store_si512(out.codes + (int64_t(b * 8 + j) * 2 + half) * 64, folded);
+      }
+    }
+    _mm512_store_ps(out.scale + half * kStrip, _mm512_castsi512_ps(_mm512_slli_epi32(base, 23)));
+    out.usable &= usable;
+    out.lowest = std::min(out.lowest, _mm512_reduce_min_epi32(base) - 127);
+    out.highest = std::max(out.highest, _mm512_reduce_max_epi32(base) - 127);
+  }
+}
+
+// Every dot, weighted dot, partial sum and score is 0 or a normal number, with the panel's scale and without it.
+KF_INLINE bool commutes(const FoldedQuery& query, const FoldedPanel& panel) {
+  if (!query.usable || !panel.usable || query.scale + panel.highest > 100) return false;
+  return query.lowest + panel.lowest >= -100 && query.highest + panel.highest <= 80;
+}
+
+// products[h][32] = weight[h] * relu(integer dot), kFoldHeads heads from `head`.
+KF_INLINE void folded_products(const FoldedQuery& query, const FoldedPanel& panel, int head, int ld, int groups,
+                               float* products) {
+  __m512i dots[kFoldHeads][2];
+#pragma GCC unroll 8
+  for (int h = 0; h < kFoldHeads; ++h) dots[h][0] = dots[h][1] = _mm512_set1_epi32(query.bias[head + h]);
+  const int32_t* codes = query.codes + head;
+  const uint8_t* entries = panel.codes;
+  for (int j = 0; j < groups; ++j, codes += ld, entries += 128) {
+    const __m512i w0 = _mm512_load_si512(entries), w1 = _mm512_load_si512(entries + 64);
+#pragma GCC unroll 8
+    for (int h = 0; h < kFoldHeads; ++h) {
+      const __m512i four = _mm512_set1_epi32(codes[h]);
+      dots[h][0] = _mm512_dpbusd_epi32(dots[h][0], w0, four);
+      dots[h][1] = _mm512_dpbusd_epi32(dots[h][1], w1, four);
+    }
+  }
+#pragma GCC unroll 8
+  for (int h = 0; h < kFoldHeads; ++h) {
+    const __m512 weight = _mm512_set1_ps(query.weight[head + h]);
+    for (int c = 0; c < 2; ++c) {
+      const __m512i positive = _mm512_max_epi32(dots[h][c], _mm512_setzero_si512());
+      _mm512_store_ps(products + (head + h) * kSumWidth + c * kStrip,
+                      _mm512_mul_ps(_mm512_cvtepi32_ps(positive), weight));
+    }
+  }
+}
+
+// R(heads) of 16 columns of p [heads][kSumWidth]; -0 where all are.
+KF_INLINE __m512 sum_strip(const float* p, int heads) {
+  const auto row = [&](int h) KF_INLINE_LAMBDA { return _mm512_load_ps(p + h * kSumWidth); };
+  if (heads == 4) return _mm512_add_ps(_mm512_add_ps(row(0), row(1)), _mm512_add_ps(row(2), row(3)));
+  const auto lane = [&](int l) KF_INLINE_LAMBDA {
+    __m512 sum = row(l);
+    for (int h = l + kHeadLanes; h < heads; h += kHeadLanes) sum = _mm512_add_ps(sum, row(h));
+    return sum;
+  };
+  constexpr int kHalf = kHeadLanes / 2;
+  __m512 lanes[kHalf];
+#pragma GCC unroll 16
+  for (int l = 0; l < kHalf; ++l) {
+    lanes[l] = l < heads ? lane(l) : _mm512_setzero_ps();
+    if (l + kHalf < heads) lanes[l] = _mm512_add_ps(lanes[l], lane(l + kHalf));
+  }
+#pragma GCC unroll 4
+  for (int width = kHalf / 2; width > 0; width /= 2) {
+#pragma GCC unroll 8
+    for (int l = 0; l < width; ++l) lanes[l] = _mm512_add_ps(lanes[l], lanes[l + width]);
+  }
+  return lanes[0];
+}
+
+inline void score_folded(const IndexerTile& tile, int query, const FoldedQuery& folded, const FoldedPanel& panel,
+                         int first, int count, float* products) {
+  const int ld = padded_heads(tile.heads);
+  for (int head = 0; head < ld; head += kFoldHeads) {
+    folded_products(folded, panel, head, ld, tile.depth / 4, products);
+  }
+  float* out = tile.scores + query * tile.ld_scores + first;
+  for (int c = 0; c < 2 && c * kStrip < count; ++c) {
+    const int n = std::min(kStrip, count - c * kStrip);
+    const __m512 sums = sum_strip(products + c * kStrip, tile.heads);
+    const __m512 scaled = _mm512_mul_ps(sums, _mm512_load_ps(panel.scale + c * kStrip));
+    // -0 + 0 is +0.
+    _mm512_mask_storeu_ps(out + c * kStrip, __mmask16((1u << n) - 1), _mm512_add_ps(scaled, _mm512_setzero_ps()));
+  }
+}
+
+inline int score_vnni(Isa isa, const IndexerTile& tile) {
+  if (tile.depth > kFoldedDepth) return score_by_panels(isa, tile);
+  const int ld = padded_heads(tile.heads), groups = tile.depth / 4;
+  Scratch& scratch = indexer_scratch();
+  const size_t per_query = Scratch::round_up(size_t(ld) * groups * 4) + 2 * Scratch::round_up(size_t(ld) * 4);
+  if (!scratch.reserve(tile.queries * per_query + size_t(groups) * 128 + kSumWidth * sizeof(float) * (ld + 1) +
+                       Scratch::round_up(tile.queries * sizeof(FoldedQuery)) + 4 * Scratch::kAlignment)) {
+    return kOutOfMemory;
+  }
+  FoldedQuery* queries = scratch.take<FoldedQuery>(tile.queries);
+  FoldedPanel panel;
+  panel.codes = scratch.take<uint8_t>(size_t(groups) * 128);
+  panel.scale = scratch.take<float>(kSumWidth);
+  float* products = scratch.take<float>(size_t(ld) * kSumWidth);
+  int entries = 0;
+  for (int s = 0; s < tile.queries; ++s) {
+    queries[s].codes = scratch.take<int32_t>(size_t(ld) * groups);
+    queries[s].bias = scratch.take<int32_t>(ld);
+    queries[s].weight = scratch.take<float>(ld);
+    entries = std::max(entries, tile.seen(s));
+    if (tile.seen(s) > 0) fold_query(tile, s, queries[s]);
+  }
+  for (int first = 0; first < entries; first += kSumWidth) {
+    fold_panel(tile, first, std::min(kSumWidth, entries - first), panel);
+    for (int s = 0; s < tile.queries; ++s) {
+      const int count = std::min(kSumWidth, tile.seen(s) - first);
+      if (count <= 0) continue;
+      if (commutes(queries[s], panel)) {
+        score_folded(tile, s, queries[s], panel, first, count, products);
+      } else {
+        const int status = score_panel(isa, tile, s, first, count, products);
+        if (status != kOk) return status;
+      }
+    }
+  }
+  return kOk;
+}
+
+}  // namespace
+}  // namespace kf
+KF_TARGET_END
+#endif
+
+namespace kf {
+namespace {
+
+inline int indexer_scores(Isa isa, const IndexerTile& tile) {
+  if (tile.queries < 0 || tile.entries < 0 || tile.heads <= 0 || tile.depth % kBlock != 0) return kBadArgument;
+  if (isa == Isa::kMissing) return kIsaMissing;
+#if defined(KF_X86)
+  if (isa >= Isa::kAvx512Bf16) return score_vnni(isa, tile);
+#endif
+  return score_by_panels(isa, tile);
+}
+
+}  // namespace
+}  // namespace kf

@@ -1,0 +1,121 @@
+"""Lightning indexer: the reference, which defines the bits.
+
+Arrays are NumPy; bfloat16 travels as uint16 bits. For query s, head h and entry t
+
+    score[s, t] = R(H) over h of weights[s, h] * relu(q[s, h] . k[t])
+
+where the dot is contract C3's (packed FP4) and R(H) is C7's; the scores are rounded to bfloat16, and the
+entries with the largest ones are chosen by C9.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...formats import bf16, mx
+from ...numerics.block_accumulate import mx_block_accumulate
+from ...numerics.row_sum import row_sum
+
+SMALLEST_PRODUCT = np.float32(2.0**-100)
+"""Smaller weighted dots are +0."""
+
+ABSENT = -1
+"""The index where fewer entries are visible than are asked for; its score is -Inf."""
+
+MINUS_INFINITY = 0xFF80
+"""bfloat16 bits."""
+
+
+def dots(
+    q: NDArray[Any], q_scale: NDArray[np.uint8], k: NDArray[Any], k_scale: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """q[s, h] . k[t], float32 [S, H, T].
+
+    Args:
+        q: packed E2M1 uint8 [S, H, D/2]; ``q_scale`` E8M0 bytes [S, H, D/32].
+        k: packed E2M1 uint8 [T, D/2]; ``k_scale`` E8M0 bytes [T, D/32].
+    """
+    S, H, width = q.shape
+    rows, scales = q.reshape(S * H, width), q_scale.reshape(S * H, q_scale.shape[-1])
+    zeros = np.zeros((S * H, k.shape[0]), np.float32)
+    return mx_block_accumulate(zeros, rows, scales, k, k_scale, "e2m1").reshape(S, H, k.shape[0])
+
+
+def weighted_head_sum(products: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """R(H) of weights * relu(products): float32 [S, H, T] and [S, H] to [S, T].
+
+    relu keeps NaN. Weights below 2^-50 in magnitude read as +0, weighted dots below 2^-100 are +0.
+    """
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        positive = np.where(np.isnan(products) | (products > 0), products, np.float32(0))
+        weighted = mx.flush(weights)[..., None] * positive
+        weighted = np.where(np.abs(weighted) < SMALLEST_PRODUCT, np.float32(0), weighted)
+    return row_sum(np.ascontiguousarray(np.moveaxis(weighted, 1, -1)))
+
+
+def indexer_scores(
+    q: NDArray[Any],
+    q_scale: NDArray[np.uint8],
+    k: NDArray[Any],
+    k_scale: NDArray[np.uint8],
+    weights: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """The scores before rounding, float32 [S, T]; operands as in :func:`dots`, weights float32 [S, H]."""
+    return weighted_head_sum(dots(q, q_scale, k, k_scale), weights)
+
+
+def top_k(
+    scores: NDArray[np.uint16], visible: NDArray[np.integer], count: int
+) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
+    """The ``count`` largest scores of each row: larger score first, of equal ones the lower index first; NaN above all.
+
+    Args:
+        scores: bfloat16 bits [S, T], one NaN, no -0.
+        visible: how many entries from the first a row may choose from; beyond T, all T.
+        count: how many to choose.
+
+    Returns:
+        Indices int32 [S, count] in that order, -1 where fewer are visible; scores, bfloat16 bits, -Inf there.
+    """
+    index = np.full((scores.shape[0], count), ABSENT, np.int32)
+    chosen = np.full((scores.shape[0], count), MINUS_INFINITY, np.uint16)
+    for row, seen in enumerate(visible):
+        bits = scores[row, : max(int(seen), 0)]
+        value = bf16.decode(bits)
+        rank = np.where(np.isnan(value), np.float64(np.inf), value.astype(np.float64))
+        # Keys from the last to the first: index, score, NaN before anything else.
+        order = np.lexsort((np.arange(bits.size), -rank, ~np.isnan(value)))[:count]
+        index[row, : order.size] = order
+        chosen[row, : order.size] = bits[order]
+    return index, chosen
+
+
+def lightning_indexer(
+    q: NDArray[Any],
+    q_scale: NDArray[np.uint8],
+    k: NDArray[Any],
+    k_scale: NDArray[np.uint8],
+    weights: NDArray[np.float32],
+    topk: int,
+    kv_len: NDArray[np.integer],
+) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
+    """Indices int32 [S, topk] and scores, bfloat16 bits [S, topk], of one sequence; see :func:`top_k`."""
+    return top_k(bf16.encode(indexer_scores(q, q_scale, k, k_scale, weights)), kv_len, topk)
+
+
+def indexer_logits(
+    q: NDArray[Any],
+    q_scale: NDArray[np.uint8],
+    k: NDArray[Any],
+    k_scale: NDArray[np.uint8],
+    weights: NDArray[np.float32],
+    kv_len: NDArray[np.integer],
+    out_dtype: str = "bfloat16",
+) -> NDArray[Any]:
+    """Scores of one sequence [S, T], float32 or bfloat16 bits; -Inf at entries a query does not see."""
+    scores = indexer_scores(q, q_scale, k, k_scale, weights)
+    scores = np.where(np.arange(k.shape[0]) < np.asarray(kv_len)[:, None], scores, np.float32(-np.inf))
+    return scores if out_dtype == "float32" else bf16.encode(scores)

@@ -1,0 +1,64 @@
+"""Operands for the indexer's tests: NumPy for the reference, torch tensors of the same memory for the op."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import kernelforge as kf
+from kernelforge.ops.lightning_indexer import reference as ref
+from kernelforge.ops.lightning_indexer.conformance import Problem, operands
+
+H, D, TOPK = 16, 64, 12
+"""The kernels of the conformance suite, so that tests compile few of their own."""
+
+
+class Call(NamedTuple):
+    """One call's operands."""
+
+    q: torch.Tensor
+    q_scale: torch.Tensor
+    k: torch.Tensor
+    k_scale: torch.Tensor
+    weights: torch.Tensor
+    kv_len: torch.Tensor | None
+
+    def run(self, topk: int = TOPK, backend: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        return kf.lightning_indexer(*self[:5], topk, self.kv_len, True, backend=backend)
+
+    def logits(self, out_dtype: torch.dtype = torch.bfloat16, backend: str | None = None) -> torch.Tensor:
+        return kf.indexer_logits(*self, out_dtype, backend=backend)
+
+    def queries(self, index: object) -> Call:
+        """The same call for some of an unbatched call's queries."""
+        chosen = {name: getattr(self, name)[index].contiguous() for name in ("q", "q_scale", "weights")}
+        return self._replace(**chosen, kv_len=None if self.kv_len is None else self.kv_len[index].contiguous())
+
+
+def draw(
+    S: int, T: int, data: str = "normal", lengths: str = "ragged", seed: int = 0, heads: int = H, depth: int = D
+) -> Call:
+    """One sequence of the conformance suite's kind."""
+    given = operands(Problem(1, S, T, heads, depth, TOPK, data, lengths, seed))
+    arrays = (given.q, given.q_scale, given.k, given.k_scale, given.weights, given.kv_len)
+    return Call(*(torch.from_numpy(np.ascontiguousarray(array[0])) for array in arrays))
+
+
+def expected(call: Call, topk: int = TOPK) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's indices and bfloat16 bits."""
+    q, q_scale, k, k_scale, weights, kv_len = (None if x is None else x.numpy() for x in call)
+    seen = np.full(q.shape[0], k.shape[0]) if kv_len is None else kv_len
+    return ref.lightning_indexer(q, q_scale, k, k_scale, weights, topk, seen)
+
+
+def assert_same(given: tuple[torch.Tensor, torch.Tensor], wanted: tuple) -> None:
+    """Indices and the bits of scores."""
+    for one, other in zip(given, wanted, strict=True):
+        left, right = (x.view(torch.uint16).numpy() if is_bf16(x) else np.asarray(x) for x in (one, other))
+        np.testing.assert_array_equal(left, right)
+
+
+def is_bf16(x: object) -> bool:
+    return isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16
