@@ -121,3 +121,47 @@ def doubled_region():
             T.copy(tile, out)
 
     return doubled
+
+
+def pipelined(scales: str):
+    """C = sum over k of A B^T, scaled by nothing ("none"), tiles of S ("rows") or a column of it ("column")."""
+
+    @T.prim_func
+    def pipelined_kernel(
+        A: T.Tensor((64, 256), "int8"),
+        B: T.Tensor((64, 256), "int8"),
+        S: T.Tensor((64, 256), "int32"),
+        C: T.Tensor((64, 64), "int32"),
+    ):
+        with T.Kernel(1, threads=128):
+            a = T.alloc_shared((64, 64), "int8")
+            b = T.alloc_shared((64, 64), "int8")
+            rows = T.alloc_shared((64, 64), "int32")
+            column = T.alloc_shared((64, 1), "int32")
+            dot = T.alloc_fragment((64, 64), "int32")
+            acc = T.alloc_fragment((64, 64), "int32")
+            T.clear(acc)
+            for k in T.Pipelined(4, num_stages=2):
+                T.copy(A[0, k * 64], a)
+                T.copy(B[0, k * 64], b)
+                if scales == "rows":
+                    T.copy(S[0, k * 64], rows)
+                if scales == "column":
+                    T.copy(S[0, k], column)
+                T.gemm(a, b, dot, transpose_B=True, clear_accum=True)
+                for i, j in T.Parallel(64, 64):
+                    if scales == "rows":
+                        acc[i, j] = acc[i, j] + dot[i, j] * rows[i, j]
+                    elif scales == "column":
+                        acc[i, j] = acc[i, j] + dot[i, j] * column[i, 0]
+                    else:
+                        acc[i, j] = acc[i, j] + dot[i, j]
+            T.copy(acc, C)
+
+    return pipelined_kernel
+
+
+@functools.cache
+def lowered_pipelined(scales: str) -> Lowered:
+    """:func:`pipelined` in CUDA C++ for sm_90a."""
+    return lower(pipelined(scales), backend, "sm_90a")

@@ -10,10 +10,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from kernelforge.backends import Backend, DeviceUnavailable, LaunchInfo
+import cuda_kernels as kernels
+
+from kernelforge.backends import Backend, DeviceUnavailable, Execution, LaunchInfo, executing
 from kernelforge_cuda import backend as module
 from kernelforge_cuda import nvcc
 from kernelforge_cuda.backend import CudaBackend
+from kernelforge_cuda.virtual import compile_ptx
+from kernelforge_cuda.virtual_launch import VirtualExecutable
 
 backend = CudaBackend()
 
@@ -31,7 +35,32 @@ def test_is_a_backend_with_a_real_and_a_virtual_device():
 def test_targets(arch):
     assert arch in backend.archs()
     assert backend.target(arch) == {"kind": "cuda", "arch": arch}
-    assert backend.pass_configs(arch)["tl.enable_fast_math"] is False
+    assert backend.pass_configs(arch, kernels.axpy())["tl.enable_fast_math"] is False
+
+
+@pytest.mark.parametrize(("scales", "safe"), [("none", True), ("rows", True), ("column", False)])
+def test_copies_get_warps_of_their_own_only_where_stages_are_released_late_enough(scales, safe):
+    """A column of scales is stored by the copying threads and read behind the product: a race when specialized."""
+    function = kernels.pipelined(scales)
+    assert backend.pass_configs("sm_90a", function)["tl.disable_warp_specialized"] is not safe
+    assert kernels.lowered_pipelined(scales).info.threads == ((256 if safe else 128), 1, 1)
+
+
+@pytest.mark.skipif(nvcc.find() is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("scales", ["none", "rows", "column"])
+def test_pipelined_copies_have_no_race(scales):
+    lowered = kernels.lowered_pipelined(scales)
+    executable = VirtualExecutable(compile_ptx(lowered.source, "sm_90a", flags=nvcc.EXACT_FLAGS), lowered.info)
+    a, b = torch.randint(-128, 128, (2, 64, 256), dtype=torch.int8)
+    s = torch.randint(-99, 99, (64, 256), dtype=torch.int32)
+    dots = torch.einsum("ikc,jkc->kij", a.view(64, 4, 64).int(), b.view(64, 4, 64).int())
+    factors = {"none": torch.ones(()), "rows": s.view(64, 4, 64).transpose(0, 1), "column": s[:, :4].T[:, :, None]}
+    wanted = (dots * factors[scales]).sum(0, dtype=torch.int32)
+    for execution in (Execution("late"), Execution("early", 1, preempt=0.05), Execution("random", 2, preempt=0.05)):
+        found = torch.zeros(64, 64, dtype=torch.int32)
+        with executing(execution):
+            executable(a, b, s, found)
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize(

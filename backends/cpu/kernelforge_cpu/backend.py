@@ -48,7 +48,7 @@ class CpuBackend(Backend):
 
         return passes.PIPELINE
 
-    def pass_configs(self, arch: str) -> Mapping[str, Any]:
+    def pass_configs(self, arch: str, function: Any) -> Mapping[str, Any]:
         # The C printer spells vectors in a way that only OpenCL reads; the host compiler vectorizes by itself.
         return {"tirx.disable_vectorize": True}
 

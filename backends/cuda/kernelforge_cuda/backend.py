@@ -63,8 +63,18 @@ class CudaBackend(Backend):
 
         return passes.PIPELINE
 
-    def pass_configs(self, arch: str) -> Mapping[str, Any]:
-        return {"tl.enable_fast_math": False}
+    def pass_configs(self, arch: str, function: Any) -> Mapping[str, Any]:
+        from .warp_specialization import specialization_is_safe
+
+        return {
+            "tl.enable_fast_math": False,
+            "tl.disable_warp_specialized": not specialization_is_safe(function),
+        }
+
+    def source(self, lowered: Any) -> str:
+        from .proxies import with_proxy_fences
+
+        return with_proxy_fences(lowered.kernel_source)
 
     def finish(self, lowered: Any, info: LaunchInfo) -> LaunchInfo:
         from .finish import finish

@@ -97,9 +97,14 @@ class Backend(ABC):
     def passes(self, arch: str) -> Sequence[Pass]:
         """Portable TIR to what TileLang's pipeline for the target accepts, in order."""
 
-    def pass_configs(self, arch: str) -> Mapping[str, Any]:
-        """TVM ``PassContext`` options under which TileLang lowers."""
+    def pass_configs(self, arch: str, function: Any) -> Mapping[str, Any]:
+        """TVM ``PassContext`` options under which TileLang lowers ``function``, the outcome of :meth:`passes`."""
         return {}
+
+    def source(self, lowered: Any) -> str:
+        """The source text of TileLang's ``CompiledArtifact``."""
+        printed: str = lowered.kernel_source
+        return printed
 
     def finish(self, lowered: Any, info: LaunchInfo) -> LaunchInfo:
         """Complete the launch information from TileLang's ``CompiledArtifact``."""

@@ -51,11 +51,11 @@ def lower(
         for step in backend.passes(arch):
             function = step(function)
             observe(step.__name__, function)
-        with pass_context(backend.pass_configs(arch)):
+        with pass_context(backend.pass_configs(arch, function)):
             artifact = tilelang.lower(function, target=target)
     lint_artifact(artifact)
     info = backend.finish(artifact, _launch_info(portable, function, artifact))
-    return Lowered(artifact.kernel_source, info)
+    return Lowered(backend.source(artifact), info)
 
 
 def _launch_info(portable: Any, function: Any, artifact: Any) -> LaunchInfo:
