@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from .ops.compressed_attention.op import csa_attention, hca_attention
     from .ops.fp4_to_fp8.op import LosslessError, fp4_to_fp8
     from .ops.lightning_indexer.op import indexer_logits, lightning_indexer
+    from .ops.mega_moe.op import mega_moe
     from .ops.mega_moe.schedule import moe_schedule
     from .ops.mx_quantize.op import dequantize_mxfp4, quantize_mxfp4, quantize_mxfp8
     from .ops.mxfp4_gemm.op import grouped_mxfp4_gemm, mxfp4_gemm
+    from .ops.route_topk.op import route_topk
     from .ops.sinkhorn.op import sinkhorn
 
 __version__ = "0.1.0"
@@ -31,10 +33,12 @@ _API = {
     "hca_compress": "ops.compress.op",
     "lightning_indexer": "ops.lightning_indexer.op",
     "indexer_logits": "ops.lightning_indexer.op",
+    "mega_moe": "ops.mega_moe.op",
     "moe_schedule": "ops.mega_moe.schedule",
     "mxfp4_gemm": "ops.mxfp4_gemm.op",
     "quantize_mxfp4": "ops.mx_quantize.op",
     "quantize_mxfp8": "ops.mx_quantize.op",
+    "route_topk": "ops.route_topk.op",
     "sinkhorn": "ops.sinkhorn.op",
 }
 
@@ -51,10 +55,12 @@ __all__ = [
     "hca_compress",
     "indexer_logits",
     "lightning_indexer",
+    "mega_moe",
     "moe_schedule",
     "mxfp4_gemm",
     "quantize_mxfp4",
     "quantize_mxfp8",
+    "route_topk",
     "sinkhorn",
 ]
 

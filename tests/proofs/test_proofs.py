@@ -7,9 +7,9 @@ import z3
 
 from kernelforge.formats import bf16, e2m1, e4m3, e8m0
 from kernelforge.numerics import window
-from kernelforge.proofs import ProofError, Theorem, attention, fp4_to_fp8, mx_accumulator, prove, prove_all
+from kernelforge.proofs import ProofError, Theorem, attention, fp4_to_fp8, mega_moe, mx_accumulator, prove, prove_all
 
-THEOREMS = [*attention.theorems(), *fp4_to_fp8.theorems(), *mx_accumulator.theorems()]
+THEOREMS = [*attention.theorems(), *fp4_to_fp8.theorems(), *mega_moe.theorems(), *mx_accumulator.theorems()]
 
 
 @pytest.mark.parametrize("theorem", THEOREMS, ids=[t.name for t in THEOREMS])
@@ -20,6 +20,7 @@ def test_theorem_is_proved(theorem):
 def test_the_proofs_speak_of_the_constants_in_use():
     import numpy as np
 
+    assert mega_moe.LOWEST_READ == e8m0.LOWEST_READ
     assert window.LIMIT[2] == mx_accumulator.WINDOW_LIMIT
     assert e2m1.DOUBLED.max() == mx_accumulator.WEIGHT_LIMIT
     assert (mx_accumulator.LOWEST_READ, mx_accumulator.HIGHEST_READ) == (e8m0.LOWEST_READ, e8m0.HIGHEST_READ)

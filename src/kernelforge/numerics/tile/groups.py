@@ -18,7 +18,8 @@ def group_of_tile(offsets: Any, groups: int, block_M: int, index: Any) -> Any:
         index: of the tile.
 
     Returns:
-        Three int32 variables.
+        Three int32 values, to be assigned to variables (``T.alloc_var``) of the kernel: a plain name is lost where a
+        backend gives producers and consumers code of their own.
     """
     group = T.alloc_var("int32")
     row = T.alloc_var("int32")

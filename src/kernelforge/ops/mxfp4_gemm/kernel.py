@@ -74,6 +74,9 @@ def mxfp4_gemm(N, K, experts, a_format, out_dtype, block_M, block_N, block_K, th
         out: T.Tensor((M, N), _OUT_STORAGE[out_dtype]),
     ):
         with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M) + groups, threads=threads) as (bx, by):
+            expert = T.alloc_var("int32")
+            row = T.alloc_var("int32")
+            rows = T.alloc_var("int32")
             expert, row, rows = group_of_tile(offsets, groups, block_M, by)
             if expert >= 0:
                 row_tile(A, A_scale, W, W_scale, out, expert, row, rows, rows, bx * block_N)

@@ -37,6 +37,9 @@ def moe_linear1(inter, hidden, experts, limit, block_M, block_N, block_K, thread
         out_scale: T.Tensor((M, inter // BLOCK), "uint8"),
     ):
         with T.Kernel(T.ceildiv(inter, block_N), T.ceildiv(M, block_M) + experts, threads=threads) as (bx, by):
+            expert = T.alloc_var("int32")
+            row = T.alloc_var("int32")
+            rows = T.alloc_var("int32")
             expert, row, rows = group_of_tile(offsets, experts, block_M, by)
             if expert >= 0:
                 a = T.alloc_shared((block_M, block_K), "uint8")
