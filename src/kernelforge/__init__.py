@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .ops.lightning_indexer.op import indexer_logits, lightning_indexer
     from .ops.mega_moe.op import mega_moe
     from .ops.mega_moe.schedule import moe_schedule
+    from .ops.mhc.op import mhc_head, mhc_post, mhc_pre
     from .ops.mx_quantize.op import dequantize_mxfp4, quantize_mxfp4, quantize_mxfp8
     from .ops.mxfp4_gemm.op import grouped_mxfp4_gemm, mxfp4_gemm
     from .ops.route_topk.op import route_topk
@@ -31,9 +32,12 @@ _API = {
     "grouped_mxfp4_gemm": "ops.mxfp4_gemm.op",
     "hca_attention": "ops.compressed_attention.op",
     "hca_compress": "ops.compress.op",
-    "lightning_indexer": "ops.lightning_indexer.op",
     "indexer_logits": "ops.lightning_indexer.op",
+    "lightning_indexer": "ops.lightning_indexer.op",
     "mega_moe": "ops.mega_moe.op",
+    "mhc_head": "ops.mhc.op",
+    "mhc_post": "ops.mhc.op",
+    "mhc_pre": "ops.mhc.op",
     "moe_schedule": "ops.mega_moe.schedule",
     "mxfp4_gemm": "ops.mxfp4_gemm.op",
     "quantize_mxfp4": "ops.mx_quantize.op",
@@ -56,6 +60,9 @@ __all__ = [
     "indexer_logits",
     "lightning_indexer",
     "mega_moe",
+    "mhc_head",
+    "mhc_post",
+    "mhc_pre",
     "moe_schedule",
     "mxfp4_gemm",
     "quantize_mxfp4",
