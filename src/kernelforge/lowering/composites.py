@@ -50,13 +50,14 @@ def composites_in(function: Any) -> list[Composite]:
 
 @mutator
 class _Replace(PyStmtExprMutator):
-    def __init__(self, takers: Mapping[str, Callable[[Composite], Any]]) -> None:
+    def __init__(self, takers: Mapping[str, Callable[[Composite], Any]], keep_others: bool) -> None:
         super().__init__()
         self.takers = takers
+        self.keep_others = keep_others
 
     def visit_attr_stmt_(self, op: Any) -> Any:
         composite = composite_of(op)
-        if composite is None:
+        if composite is None or (self.keep_others and composite.name not in self.takers):
             return tirx.AttrStmt(op.node, op.attr_key, op.value, self.visit_stmt(op.body))
         taken = self.takers[composite.name](composite) if composite.name in self.takers else None
         return self.visit_stmt(op.body) if taken is None else taken
@@ -67,9 +68,10 @@ def lower_composites(function: Any) -> Any:
     return take_composites(function, {})
 
 
-def take_composites(function: Any, takers: Mapping[str, Callable[[Composite], Any]]) -> Any:
+def take_composites(function: Any, takers: Mapping[str, Callable[[Composite], Any]], keep_others: bool = False) -> Any:
     """Replace each composite named in ``takers`` by the statement its taker returns, the others by their body.
 
-    A taker that cannot take a region returns None and leaves it to its body.
+    A taker that cannot take a region returns None and leaves it to its body. With ``keep_others``, regions of other
+    names stay for a later pass.
     """
-    return function.with_body(_Replace(takers).visit_stmt(function.body))
+    return function.with_body(_Replace(takers, keep_others).visit_stmt(function.body))

@@ -4,6 +4,7 @@ from kernelforge.lowering import pin_fp32
 
 from . import gemm as gemm  # registers the exact-dot gemm with TileLang
 from .block_parameters import block_parameters
+from .fuse_attention import fuse_attention
 from .fuse_block_accumulate import fuse_block_accumulate
 from .hoist_conditions import hoist_conditions
 from .host_memory import host_memory
@@ -12,6 +13,7 @@ from .take_indexer import take_indexer
 from .unroll_loops import unroll_loops
 
 PIPELINE = (
+    fuse_attention,
     take_indexer,
     fuse_block_accumulate,
     state_block_range,

@@ -13,4 +13,5 @@ SPEC = OpSpec(
     variants=("CSA", "HCA"),
     cases="conformance:cases",
     kernels="conformance:kernels",
+    benchmark="benchmark:run",
 )

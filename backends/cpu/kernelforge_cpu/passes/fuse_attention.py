@@ -1,0 +1,49 @@
+"""Attention chunks, and the cutting of rows, as microkernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernelforge.lowering import Composite, take_composites
+from kernelforge.lowering.tir import tirx
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    call = tirx.call_extern("int32", name, *arguments)
+    return tirx.Evaluate(tirx.call_extern("int32", "kf_checked", call))
+
+
+def _address(load: Any) -> Any:
+    return tirx.address_of(load)
+
+
+def _int32(value: int) -> Any:
+    return tirx.IntImm("int32", value)
+
+
+def _attention_chunk(composite: Composite) -> Any:
+    m, l, q_high, q_low, q_exponent, kv, entries, segment, rows, *o = composite.operands  # noqa: E741
+    if len(o) != 1:
+        return None  # numerators in several tiles: a schedule for other memories
+    heads, width = (int(extent) for extent in q_high.buffer.shape)
+    if heads % 4 or width % 32:
+        return None
+    operands = [_address(load) for load in (m, l, o[0])]
+    operands.append(tirx.IntImm("int64", int(o[0].buffer.shape[1])))
+    operands += [_address(load) for load in (q_high, q_low, q_exponent, kv, entries, segment, rows)]
+    factor = _int32(composite.parameters["factor"])
+    return _call("kf_attention_chunk", *operands, _int32(heads), _int32(width), factor)
+
+
+def _cut_rows(composite: Composite) -> Any:
+    rows, width = (int(extent) for extent in composite.operands[0].buffer.shape)
+    return _call("kf_cut_rows", *map(_address, composite.operands), _int32(rows), _int32(width))
+
+
+def fuse_attention(function: Any) -> Any:
+    """Take ``attention_chunk`` and the ``cut_rows`` outside it whole: one call each.
+
+    A chunk whose numerators lie in several tiles keeps its portable body.
+    """
+    takers = {"attention_chunk": _attention_chunk, "cut_rows": _cut_rows}
+    return take_composites(function, takers, keep_others=True)
