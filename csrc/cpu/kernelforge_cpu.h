@@ -46,6 +46,7 @@ KF_MICROKERNEL int32_t kf_select_reduce(int32_t* keys, int32_t* index, int32_t* 
                                         int32_t capacity, int32_t queries, int32_t topk);
 KF_MICROKERNEL int32_t kf_select_sort(const int32_t* keys, const int32_t* count, int32_t* order, int32_t capacity,
                                       int32_t queries, int32_t size);
+
 // A state (m[heads], l[heads], o[heads][width]) with one chunk of entries; see kernelforge.numerics.attention.
 KF_MICROKERNEL int32_t kf_attention_chunk(float* m, float* l, float* o, int64_t ld_o, const int8_t* q_high,
                                           const int8_t* q_low, const int32_t* q_exponent, const uint16_t* kv,

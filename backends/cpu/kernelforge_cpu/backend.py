@@ -26,8 +26,12 @@ class CpuBackend(Backend):
     capabilities = Capabilities(
         frozenset({EXACT_DOT_INT8, EXACT_DOT_BF16, FP32_IEEE, INT32}), accumulator_bits={EXACT_DOT_BF16: 24}
     )
-    composites = frozenset({"indexer_scores", "mx_block_accumulate", "select_append", "select_reduce", "select_sort"})
-    composites = frozenset({"attention_chunk", "cut_rows", "mx_block_accumulate"})
+    composites = frozenset(
+        {
+            *("attention_chunk", "cut_rows", "indexer_scores", "mx_block_accumulate"),
+            *("select_append", "select_reduce", "select_sort"),
+        }
+    )
 
     def devices(self) -> Sequence[Device]:
         return (Device("cpu", True, f"{platform.processor() or platform.machine()}, {compiler.isa_summary()}"),)

@@ -7,10 +7,7 @@ from typing import Any
 from kernelforge.lowering import Composite, take_composites
 from kernelforge.lowering.tir import tirx
 
-
-def _call(name: str, *arguments: Any) -> Any:
-    call = tirx.call_extern("int32", name, *arguments)
-    return tirx.Evaluate(tirx.call_extern("int32", "kf_checked", call))
+from .sources import checked
 
 
 def _address(load: Any) -> Any:
@@ -32,12 +29,12 @@ def _attention_chunk(composite: Composite) -> Any:
     operands.append(tirx.IntImm("int64", int(o[0].buffer.shape[1])))
     operands += [_address(load) for load in (q_high, q_low, q_exponent, kv, entries, segment, rows)]
     factor = _int32(composite.parameters["factor"])
-    return _call("kf_attention_chunk", *operands, _int32(heads), _int32(width), factor)
+    return checked("kf_attention_chunk", [*operands, _int32(heads), _int32(width), factor])
 
 
 def _cut_rows(composite: Composite) -> Any:
     rows, width = (int(extent) for extent in composite.operands[0].buffer.shape)
-    return _call("kf_cut_rows", *map(_address, composite.operands), _int32(rows), _int32(width))
+    return checked("kf_cut_rows", [*map(_address, composite.operands), _int32(rows), _int32(width)])
 
 
 def fuse_attention(function: Any) -> Any:

@@ -200,7 +200,7 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
         "Interleaved rounds in one process; medians. x is the other's time over kernelforge's.",
         f"Measured roofline: bf16 matmul {roof.bf16 / 1e9:.0f} GFLOP/s, int8 matmul {roof.int8 / 1e9:.0f} GOP/s.",
         f"{H} heads x {D}, window {WINDOW}, one sequence. GFLOP: both products over what a query sees.",
-        "torch: eager bfloat16, entries multiplied once for all heads; prefill in blocks of 128 queries, which multiply "
+        "torch: eager bfloat16, entries multiplied once for all heads; prefill in blocks of 128 queries, which take "
         "all complete entries and mask.",
         "transformers: the eager attention function of its DeepSeek-V4 model on the keys and mask its layer builds.",
     ]
