@@ -123,19 +123,16 @@ def test_every_deleted_wait_and_flag_is_found(name):
 
 
 @pytest.mark.slow
-def test_mutations_of_every_kind_are_found(capsys):
-    total, survivors = 0, []
-    for make in KERNELS.values():
-        source, run = make()
-        for mutation in mutations(source):
-            total += 1
-            if survives(mutation, run):
-                survivors.append(mutation)
+@pytest.mark.parametrize("name", KERNELS)
+def test_mutations_of_every_kind_are_found(name, capsys):
+    source, run = KERNELS[name]()
+    tried = mutations(source)
+    survivors = [mutation for mutation in tried if survives(mutation, run)]
     with capsys.disabled():
-        print(f"\n{total - len(survivors)} of {total} mutations found")
+        print(f"\n{name}: {len(tried) - len(survivors)} of {len(tried)} mutations found")
         for mutation in survivors:
-            print("survives:", mutation.name)
-    assert total >= 40
+            print("  survives, equivalent" if equivalent(mutation) else "  survives", mutation.name)
+    assert len(tried) >= 30
     assert [m.name for m in survivors if not equivalent(m)] == []
 
 

@@ -162,23 +162,23 @@ def detected_by(mutant: Mutant) -> str | None:
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-def test_mutations_are_detected(arch: str) -> None:
-    """All but the waits of the producer on buffers that were never used: they pass at once, so "
-    "deleting them is no fault."""
+def test_mutations_are_detected(arch: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """All but the producer's waits for buffers that were never used: they pass at once, so deleting one is no fault."""
     ptx, info = built(scaled_gemm, arch, *SHAPE)
     ptx = re.sub(r"^\s*\.(?:loc|file) .*$", "", ptx, flags=re.M)
     assert detected_by(Mutant("intact", ptx, info)) is None
     mutants = [*deletions(ptx, info), *changes(ptx, info), *early_arrivals(ptx, info)]
     outcome = {mutant.name: detected_by(mutant) for mutant in mutants}
     ways = [way for way in outcome.values() if way]
+    waits = [name for name in outcome if name.startswith("delete mbarrier.try_wait")]
     survivors = [name for name, way in outcome.items() if way is None]
     counts = ", ".join(f"{way} {ways.count(way)}" for way in sorted(set(ways)))
-    print(f"\n{arch}: {len(ways)} of {len(mutants)} mutants detected ({counts})")
-    for name in survivors:
-        print("  survived:", name)
-    waits = [name for name in outcome if name.startswith("delete mbarrier.try_wait")]
+    with capsys.disabled():
+        print(f"\n{arch}: {len(ways)} of {len(mutants)} mutants detected ({counts})")
+        for name in survivors:
+            print("  survives, equivalent" if name in waits[:2] else "  survives", name)
     assert set(survivors) <= set(waits[:2])
-    assert len(mutants) >= 20
+    assert len(mutants) >= 40
 
 
 def test_contraction_and_approximation_are_found_by_the_lint() -> None:
