@@ -44,13 +44,16 @@ class ThreadTransport:
             self.world.changed.notify_all()
         return _Exchange(self.world, self.rank, channel, taken, receives)
 
-    def abort(self):
+    def watch(self, told):
+        pass  # who waits for a rank that left is woken
+
+    def abort(self, reason):
         with self.world.changed:
             self.world.aborted.add(self.rank)
             self.world.changed.notify_all()
 
     def close(self):
-        self.abort()
+        self.abort("")
 
 
 class _Exchange:

@@ -160,6 +160,8 @@ def _run(problem: Problem, device: str) -> Arrays:
     x, routed, weight, experts = operands(problem)
     given = [torch.from_numpy(np.ascontiguousarray(array)).to(home) for array in (x, routed, weight, *experts)]
     plan = dispatch_plan(given[1], problem.experts, device)
-    out = mega_moe(given[0].view(torch.bfloat16), *given[1:], swiglu_limit=problem.limit, backend=device)
+    tokens, routed_to, weights, w1, w1_scale, w2, w2_scale = given
+    operands_of = (tokens.view(torch.bfloat16), routed_to, weights, w1, w1_scale, w2, w2_scale)
+    out = mega_moe(*operands_of, None, "auto", problem.limit, backend=device)
     found = {name: value.cpu().numpy() for name, value in plan._asdict().items()}
     return {**found, "out": out.cpu().view(torch.uint16).numpy()}

@@ -218,7 +218,7 @@ class _FfnKernels(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _ffn_kernels(
+def ffn_kernels(
     x: Meta,
     x_scale: Meta,
     offsets: Meta,
@@ -261,7 +261,7 @@ def _ffn_impl(
     backend: str | None,
 ) -> torch.Tensor:
     tensors = (x, x_scale, offsets, weight, w1, w1_scale, w2, w2_scale)
-    kernels = _ffn_kernels(*(meta(tensor) for tensor in tensors), limit, backend)
+    kernels = ffn_kernels(*(meta(tensor) for tensor in tensors), limit, backend)
     y = x.new_zeros((x.shape[0], w2.shape[1]), dtype=torch.float32)
     if kernels is None:
         return y

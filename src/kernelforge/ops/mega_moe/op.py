@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ..mx_quantize.op import quantize_mxfp8
 from ..support import Meta, bytes_of, choose_device, define, expect, meta, require_numerics, require_tensor
 from . import local
+from .schedule.program import require_schedule, wave_argument
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Operands(NamedTuple):
@@ -32,8 +36,11 @@ def mega_moe(
     w1_scale: torch.Tensor,
     w2: torch.Tensor,
     w2_scale: torch.Tensor,
-    *,
+    group: ProcessGroup | None = None,
+    waves: int | str = "auto",
     swiglu_limit: float | None = 10.0,
+    *,
+    schedule: str = "waves",
     numerics: str = "exact",
     backend: str | None = None,
 ) -> torch.Tensor:
@@ -52,7 +59,13 @@ def mega_moe(
             ``inter`` up rows.
         w1_scale: E8M0 bytes [E, 2 * inter, hidden/32].
         w2, w2_scale: [E, hidden, inter/2] and [E, hidden, inter/32]. hidden and inter are multiples of 32.
+        group: ranks that share the experts: rank r of R passes experts ``[r * E, (r + 1) * E)`` of ``R * E`` in
+            ``w1`` to ``w2_scale``, and its own tokens, as many as it has. All ranks must call. None for one process.
+        waves: runs of experts whose tokens travel, are computed and return one after another: while a wave is computed,
+            the next one's tokens and the last one's results travel. ``"auto"`` takes the number that is best by the
+            rates measured so far.
         swiglu_limit: None for no clamp.
+        schedule: ``"waves"``; or ``"serial"``, ``"two_stage"``, for comparison. The bits are the same.
         numerics: ``"exact"``, the contract of ``docs/numerics.md`` (mixture of experts).
         backend: None for the tensors' own device, or a device name such as ``"cpu"``, ``"cuda:virtual"``.
 
@@ -64,14 +77,21 @@ def mega_moe(
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it, what was given and what is wanted.
         DeviceUnavailable: the device cannot run here.
+        PeerRefused: another rank's arguments were wrong or differ from this rank's.
+        MoeCommunicationError: a rank died, did not answer in time or failed.
     """
     require_numerics("mega_moe", numerics)
     operands = Operands(x, topk_idx, topk_weight, w1, w1_scale, w2, w2_scale)
     for name, value in operands._asdict().items():
         require_tensor(name, value)
-    out: torch.Tensor = _moe(
-        *operands[:3], *(bytes_of(tensor) for tensor in operands[3:]), local.clamp_limit(swiglu_limit), backend
-    )
+    packed: list[Any] = [bytes_of(tensor) for tensor in operands[3:]]
+    if group is not None:
+        from .parallel import mega_moe_over  # torch.distributed is not everywhere
+
+        return mega_moe_over(group, x, topk_idx, topk_weight, packed, swiglu_limit, waves, schedule, backend)
+    require_schedule(schedule)
+    wave_argument(waves)
+    out: torch.Tensor = _moe(*operands[:3], *packed, local.clamp_limit(swiglu_limit), backend)
     return out
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,7 +49,6 @@ class Compute(Protocol):
 class _Wave:
     """One wave under way."""
 
-    ready: threading.Event = field(default_factory=threading.Event)
     arrived: Arrived | None = None
     event: Any = None
     state: Any = None
@@ -70,16 +69,27 @@ class Engine:
         self.buffers = Buffers(device)
         self.streams = Streams(device)
         self.closed = ""
+        """Why no further call can be made; empty while one can."""
         self.calls = 0
+        self._released = False
         self.trace: list[Span] | None = None
         """Set to a list to have computing and waiting recorded, in seconds of ``time.monotonic``."""
         self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        engine = weakref.ref(self)
+
+        def told(peer: int, reason: str) -> None:
+            if (alive := engine()) is not None:
+                alive._told(peer, reason)
+
+        transport.watch(told)
 
     @contextlib.contextmanager
     def call(self) -> Iterator[int]:
-        """One call at a time; any communication error or failure inside it closes the exchange for all ranks."""
+        """One call at a time; gives its number."""
         if not self._lock.acquire(timeout=self.timeout):
             raise MoeCommunicationError("another thread's call on this group does not end")
         try:
@@ -90,17 +100,18 @@ class Engine:
         finally:
             self._lock.release()
 
-    def close(self, reason: str) -> None:
-        """Give up: let no other rank wait for this one."""
-        if self.closed:
-            return
-        self.closed = reason
-        self.transport.abort()
-        if self._thread is not None:
+    def close(self, reason: str = "") -> None:
+        """Let no other rank wait for this one.
+
+        Args:
+            reason: what went wrong here; empty if nothing did.
+        """
+        if not self._released:
+            self._released = True
+            self.closed = self.closed or reason or "closed"
+            self.transport.abort(reason)
             self._jobs.put(None)
-            self._thread.join(self.timeout)
-            self._thread = None
-        self.transport.close()
+            self.transport.close()
 
     def run(
         self,
@@ -125,21 +136,80 @@ class Engine:
         Raises:
             MoeCommunicationError: the exchange failed and is closed; or whatever ``compute`` raised, likewise.
         """
-        try:
+        with self.guarded():
             return _Run(self, plan, rows, compute, result_bytes).execute(steps)
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Close the exchange if anything fails inside."""
+        try:
+            yield
         except BaseException as error:
-            self.close(f"{type(error).__name__}: {error}")
+            first = self._failure or error  # a failed job closes what this thread is about to use
+            self.close(f"{type(first).__name__}: {first}")
+            if first is not error:
+                raise first from None
             raise
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Give the communication thread something to do, after all it was given before."""
+        """Give the communication thread something to do, after all it was given before; its failure is the engine's."""
         if self._thread is None:
             self._thread = threading.Thread(
                 target=_communicate, args=(self._jobs, self.streams), name="kernelforge-moe", daemon=True
             )
             self._thread.start()
             weakref.finalize(self, self._jobs.put, None)
-        self._jobs.put(job)
+
+        def guarded() -> None:
+            if self._failure is not None:
+                return
+            try:
+                job()
+            except BaseException as error:
+                self._fail(error)
+                self.transport.abort(f"{type(error).__name__}: {error}")
+            else:
+                with self._changed:
+                    self._changed.notify_all()
+
+        self._jobs.put(guarded)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Return when ``condition`` holds, which some job brings about.
+
+        Raises:
+            MoeCommunicationError: or whatever else made a job fail; or another rank said that it failed. A job that
+                waits for a rank has a deadline of its own.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure is not None or condition())
+        if self._failure is not None:
+            raise self._failure
+
+    def perform(self, job: Callable[[], None]) -> None:
+        """Do a job on the communication thread and return when it is done; raises as :meth:`until`."""
+        done: list[bool] = []
+
+        def noted() -> None:
+            job()
+            done.append(True)
+
+        with self.guarded():
+            self.submit(noted)
+            self.until(lambda: bool(done))
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            if self._failure is None:
+                self._failure = error
+            self._changed.notify_all()
+
+    def _told(self, peer: int, reason: str) -> None:
+        """Another rank aborted."""
+        self.closed = self.closed or f"rank {peer} closed it"
+        if reason:
+            self._fail(PeerLost(f"rank {peer} gave up: {reason}"))
+        self.transport.abort(reason and f"rank {peer} gave up: {reason}")
 
     def deadline(self) -> float:
         """The end of a wait that begins now."""
@@ -176,8 +246,7 @@ class _Run:
         self.given = engine.buffers.take("given", plan.hosted, result_bytes)
         self.given_rows = 0
         self.sent: list[Exchange] = []
-        self.finished = threading.Event()
-        self.failure: BaseException | None = None
+        self.finished: list[Any] = []
 
     def execute(self, steps: Sequence[Step]) -> torch.Tensor:
         do = {
@@ -186,15 +255,11 @@ class _Run:
             "linear2": self._linear2,
             "give_back": self._give_back,
         }
-        try:
-            for step in steps:
-                do[step.action](step)
-            self._submit(self._finish)
-            self._await(self.finished)
-        except MoeCommunicationError:
-            if self.failure is not None:  # it came first, and closed what this thread was about to use
-                raise self.failure from None
-            raise
+        for step in steps:
+            do[step.action](step)
+        self.engine.submit(self._finish)
+        self.engine.until(lambda: bool(self.finished))
+        self.engine.streams.join(self.finished[0])
         return self.results
 
     def _dispatch(self, step: Step) -> None:
@@ -218,15 +283,14 @@ class _Run:
             torch.index_select(received, 0, order, out=rows)
             offsets = torch.from_numpy(plan.offsets(wave)).to(received.device)
             mine = self.waves[wave]
-            mine.arrived = Arrived(rows, offsets)
             mine.event = self.engine.streams.mark()
-            mine.ready.set()
+            mine.arrived = Arrived(rows, offsets)
 
-        self._submit(arrive)
+        self.engine.submit(arrive)
 
     def _linear1(self, step: Step) -> None:
         wave = self.waves[step.wave]
-        self._await(wave.ready)
+        self.engine.until(lambda: wave.arrived is not None)
         assert wave.arrived is not None
         self.engine.streams.join(wave.event)
         with self.engine.timed(step):
@@ -258,13 +322,12 @@ class _Run:
             [Message(p, self.results[plan.going(step.wave, p)].view(-1)) for p in self.others],
         )
         if exchange is not None:
-            self._submit(lambda: exchange.received(self.engine.deadline()))
+            self.engine.submit(lambda: exchange.received(self.engine.deadline()))
 
     def _finish(self) -> None:
         for exchange in self.sent:
             exchange.sent(self.engine.deadline())
-        self.finished_event = self.engine.streams.mark()
-        self.finished.set()
+        self.finished.append(self.engine.streams.mark())
 
     def _post(self, channel: int, sends: list[Message], receives: list[Message]) -> Exchange | None:
         """Post the messages that hold something; None if none does."""
@@ -277,27 +340,3 @@ class _Run:
             exchange = self.engine.transport.post(channel, sends, receives)
         self.sent.append(exchange)
         return exchange
-
-    def _submit(self, job: Callable[[], None]) -> None:
-        def guarded() -> None:
-            if self.failure is not None:
-                return
-            try:
-                job()
-            except BaseException as error:
-                self.failure = error
-                self.engine.transport.abort()
-                for wave in self.waves:
-                    wave.ready.set()
-                self.finished.set()
-
-        self.engine.submit(guarded)
-
-    def _await(self, event: threading.Event) -> None:
-        # The communication thread has deadlines of its own for every wait on a rank, and sets every event when it
-        # fails.
-        event.wait()
-        if self.failure is not None:
-            raise self.failure
-        if event is self.finished:
-            self.engine.streams.join(self.finished_event)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
 from .errors import PayloadCorrupted
-from .transport import CHANNELS, Exchange, Message, Transport
+from .transport import CHANNELS, Exchange, Message, Told, Transport
 
 WORDS = 2
 
@@ -24,8 +25,11 @@ class _Headed:
         self.rank, self.size = inner.rank, inner.size
         self.depth = getattr(inner, "depth", 0) + 1
 
-    def abort(self) -> None:
-        self.inner.abort()
+    def watch(self, told: Told) -> None:
+        self.inner.watch(told)
+
+    def abort(self, reason: str) -> None:
+        self.inner.abort(reason)
 
     def close(self) -> None:
         self.inner.close()
@@ -53,30 +57,35 @@ class CheckedTransport(_Headed):
 
     def __init__(self, inner: Transport) -> None:
         super().__init__(inner)
-        self._number = 0
+        self._sent: Counter[tuple[int, int]] = Counter()
+        self._received: Counter[tuple[int, int]] = Counter()
 
     def post(self, channel: int, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
-        self._number += 1
-        words = [(self._number, _checksum(m.data)) for m in sends]
+        words = [(_next(self._sent, channel, m.peer), _checksum(m.data)) for m in sends]
         headers, payload, coming = self._post(channel, sends, receives, words)
-        return _Checked(headers, payload, coming, receives, self._number)
+        numbers = [_next(self._received, channel, m.peer) for m in receives]
+        return _Checked(headers, payload, coming, receives, numbers)
 
 
 class _Checked:
     def __init__(
-        self, headers: Exchange, payload: Exchange, coming: torch.Tensor, receives: Sequence[Message], number: int
+        self,
+        headers: Exchange,
+        payload: Exchange,
+        coming: torch.Tensor,
+        receives: Sequence[Message],
+        numbers: Sequence[int],
     ) -> None:
         self._headers, self._payload = headers, payload
-        self._coming, self._receives, self._number = coming, receives, number
+        self._coming, self._receives, self._numbers = coming, receives, numbers
 
     def received(self, deadline: float) -> None:
         self._headers.received(deadline)
         self._payload.received(deadline)
-        for message, (number, checksum) in zip(self._receives, self._coming.tolist(), strict=True):
-            if number != self._number:
-                raise PayloadCorrupted(
-                    f"from rank {message.peer}: exchange {number} arrived where {self._number} was expected"
-                )
+        arrived = zip(self._receives, self._numbers, self._coming.tolist(), strict=True)
+        for message, wanted, (number, checksum) in arrived:
+            if number != wanted:
+                raise PayloadCorrupted(f"from rank {message.peer}: message {number} arrived, {wanted} was expected")
             if _checksum(message.data) != checksum:
                 size = message.data.numel()
                 raise PayloadCorrupted(
@@ -86,6 +95,12 @@ class _Checked:
     def sent(self, deadline: float) -> None:
         self._headers.sent(deadline)
         self._payload.sent(deadline)
+
+
+def _next(counter: Counter[tuple[int, int]], channel: int, peer: int) -> int:
+    """The number of the next message to or from a rank on a channel."""
+    counter[channel, peer] += 1
+    return counter[channel, peer]
 
 
 def _checksum(data: torch.Tensor) -> int:

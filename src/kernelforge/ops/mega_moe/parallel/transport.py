@@ -8,21 +8,25 @@ them.
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 
+from .connection import connect, first_line
 from .errors import PeerLost
 
 AGREE, DISPATCH, GIVE_BACK = 0, 1, 2
 """Channels: messages between two ranks arrive in order within one."""
 CHANNELS = 3
-_TAG = 0x4B46  # apart from other users of the group's tags
+_TAG = 0x4B46
+_NOTICE = 256
+"""Bytes of a rank's word that it aborted."""
 
 
 class Message(NamedTuple):
@@ -49,6 +53,10 @@ class Exchange(Protocol):
         """Return when what was to be sent may be overwritten; raises as :meth:`received`."""
 
 
+Told = Callable[[int, str], None]
+"""Called with a rank and why it aborted, empty where nothing was wrong."""
+
+
 class Transport(Protocol):
     """Moves bytes between the ranks of a group."""
 
@@ -58,10 +66,14 @@ class Transport(Protocol):
     def post(self, channel: int, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """Begin sending and receiving; returns at once. Both sides name the same sizes; no message is empty."""
 
-    def abort(self) -> None:
-        """Close every connection, so that no other rank waits for this one; from any thread.
+    def watch(self, told: Told) -> None:
+        """Have ``told`` called, from any thread, when another rank says that it aborted."""
 
-        Nothing can be posted afterwards, and waits in progress end with an error.
+    def abort(self, reason: str) -> None:
+        """Tell the other ranks that nothing more comes from this one, and why; from any thread.
+
+        Args:
+            reason: empty where nothing is wrong: others then finish what they are at.
         """
 
     def close(self) -> None:
@@ -72,31 +84,31 @@ class ProcessGroupTransport:
     """Point-to-point messages of torch.distributed, on connections of its own.
 
     Args:
-        group: the ranks; a new group of the same ranks and backends is made, in which nobody else's messages can be
-            mistaken for these and which can be aborted without harm to ``group``. All ranks must come here.
+        group: the ranks; they are connected anew, so that nobody else's messages can be mistaken for these and the
+            connections can be closed without harm to ``group``. All ranks must come here.
         device: where the messages lie.
         timeout: seconds within which the ranks must have come.
+
+    Raises:
+        PeerLost: they did not.
     """
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device, timeout: float) -> None:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._device = device
         self._host = device.type == "cpu"
-        try:
-            self._group = dist.new_group(
-                dist.get_process_group_ranks(group),
-                timeout=timedelta(seconds=timeout),
-                backend=dist.get_backend_config(group),
-                use_local_synchronization=True,
-            )
-        except RuntimeError as error:
-            raise PeerLost(
-                f"the {self.size} ranks did not all come within {timeout:g} s: {_first_line(error)}"
-            ) from error
-        # A rank can be waited for only one at a time, and the first to be lost must be heard whichever it is.
-        wanted = self.size - 1 if self._host and self.size > 2 else 0
-        self._waiters = concurrent.futures.ThreadPoolExecutor(2 * wanted, "kernelforge-wait") if wanted else None
         self._aborted = False
+        self._connection = connect(group, device, timeout)
+
+    def watch(self, told: Told) -> None:
+        if not self._host:
+            return  # nothing there blocks a thread: what a lost rank leaves behind ends by the backend's own timeout
+        for peer in range(self.size):
+            if peer != self.rank:
+                notice = torch.zeros(_NOTICE, dtype=torch.uint8)
+                work = self._connection.group.recv([notice], peer, _TAG - 1)
+                threading.Thread(
+                    target=_listen, args=(peer, work, notice, told), name=f"kernelforge-moe-{peer}", daemon=True
+                ).start()
 
     def post(self, channel: int, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         if self._aborted:
@@ -104,58 +116,62 @@ class ProcessGroupTransport:
         try:
             coming, going = self._post(_TAG + channel, sends, receives)
         except (RuntimeError, ValueError) as error:
-            raise PeerLost(f"rank {self.rank} could not send: {_first_line(error)}") from error
-        return _Works(self._waiters, coming, going)
+            raise PeerLost(f"rank {self.rank} could not send: {first_line(error)}") from error
+        return _Works(coming, going)
 
     def _post(self, tag: int, sends: Sequence[Message], receives: Sequence[Message]) -> tuple[Any, Any]:
+        group = self._connection.group
         if self._host:
-            coming = [(m.peer, dist.irecv(m.data, group=self._group, group_src=m.peer, tag=tag)) for m in receives]
-            going = [(m.peer, dist.isend(m.data, group=self._group, group_dst=m.peer, tag=tag)) for m in sends]
+            coming = [(m.peer, group.recv([m.data], m.peer, tag)) for m in receives]
+            going = [(m.peer, group.send([m.data], m.peer, tag)) for m in sends]
             return coming, going
         operations = [
-            dist.P2POp(what, m.data, group=self._group, group_peer=m.peer, tag=tag)
+            dist.P2POp(what, m.data, group=group, group_peer=m.peer, tag=tag)
             for what, messages in ((dist.irecv, receives), (dist.isend, sends))
             for m in messages
         ]
         works = [(-1, work) for work in dist.batch_isend_irecv(operations)]
         return works, works
 
-    def abort(self) -> None:
+    def abort(self, reason: str) -> None:
         if self._aborted:
             return
         self._aborted = True
-        backend = self._group._get_backend(self._device)
-        if hasattr(backend, "abort"):
-            backend.abort()
-        if self._waiters is not None:
-            self._waiters.shutdown(wait=False)
+        if self._host:
+            said = reason.encode()[: _NOTICE - 1]
+            notice = torch.tensor([len(said) > 0, *said, *bytes(_NOTICE - 1 - len(said))], dtype=torch.uint8)
+            for peer in range(self.size):
+                if peer != self.rank:
+                    with contextlib.suppress(RuntimeError):  # it is gone
+                        self._connection.group.send([notice], peer, _TAG - 1)
+        self._connection.abort()
 
     def close(self) -> None:
-        self.abort()
-        dist.destroy_process_group(self._group)
+        self._connection.close()
+
+
+def _listen(peer: int, work: Any, notice: torch.Tensor, told: Told) -> None:
+    """Wait for a rank's word that it aborted. A rank that just dies is noticed by whoever waits for it."""
+    try:
+        work.wait(timedelta(days=365))
+    except RuntimeError:
+        return
+    told(peer, bytes(notice[1:].tolist()).rstrip(b"\0").decode(errors="replace"))
 
 
 class _Works:
     """torch's handles, by the rank they wait for."""
 
-    def __init__(self, waiters: concurrent.futures.Executor | None, coming: Any, going: Any) -> None:
-        self._waiters, self._coming, self._going = waiters, coming, going
+    def __init__(self, coming: Any, going: Any) -> None:
+        self._coming, self._going = coming, going
 
     def received(self, deadline: float) -> None:
-        self._wait(self._coming, deadline)
+        for peer, work in self._coming:
+            _wait(peer, work, deadline)
 
     def sent(self, deadline: float) -> None:
-        self._wait(self._going, deadline)
-
-    def _wait(self, works: Sequence[tuple[int, Any]], deadline: float) -> None:
-        if self._waiters is None or len(works) < 2:
-            for peer, work in works:
-                _wait(peer, work, deadline)
-            return
-        waits = [self._waiters.submit(_wait, peer, work, deadline) for peer, work in works]
-        done, _ = concurrent.futures.wait(waits, return_when=concurrent.futures.FIRST_EXCEPTION)
-        for one in done:
-            one.result()
+        for peer, work in self._going:
+            _wait(peer, work, deadline)
 
 
 def _wait(peer: int, work: Any, deadline: float) -> None:
@@ -166,8 +182,4 @@ def _wait(peer: int, work: Any, deadline: float) -> None:
     except RuntimeError as error:
         if time.monotonic() - begun >= left:
             raise PeerLost(f"rank {peer} did not answer within {left:.3g} s") from error
-        raise PeerLost(f"rank {peer} closed the exchange: it died, or gave up on an error that it reports") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise PeerLost(f"rank {peer} is gone: {first_line(error)}") from error

@@ -15,6 +15,10 @@ AHEAD = 2
 """Waves whose tokens are under way or waiting: while one is computed, the next travels."""
 
 
+AUTO = -1
+"""The number that stands for ``waves="auto"``."""
+
+
 class Step(NamedTuple):
     """One step of a program."""
 
@@ -53,3 +57,16 @@ def program(schedule: str, waves: int) -> tuple[Step, ...]:
         for wave in range(waves):
             steps += [Step("linear2", wave), Step("give_back", wave)]
     return tuple(steps)
+
+
+def wave_argument(waves: int | str) -> int:
+    """The argument ``waves`` as a number, :data:`AUTO` for ``"auto"``.
+
+    Raises:
+        ValueError: it is neither ``"auto"`` nor a positive number.
+    """
+    if waves == "auto":
+        return AUTO
+    if isinstance(waves, bool) or not isinstance(waves, int) or waves < 1:
+        raise ValueError(f'waves: given {waves!r}, wanted "auto" or a number of at least 1')
+    return waves

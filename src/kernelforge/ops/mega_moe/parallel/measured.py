@@ -1,0 +1,116 @@
+"""Rates measured while layers run: what ``waves="auto"`` is chosen by."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..schedule import Rates
+from ..schedule.model import Work, best_waves, wave_counts
+from .transport import AGREE, Message, Transport
+from .waves import peers
+
+SAMPLES = 64
+UNMEASURED_WAVES = 4
+"""Until a first call has been measured."""
+_SMALL, _LARGE = 1 << 12, 1 << 20
+
+
+class Measured:
+    """Seconds that waves took on this rank, and the costs per row, expert and wave that explain them best."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[int, int, float]] = deque(maxlen=SAMPLES)
+        self._fitted: tuple[float, float, float] = (0.0, 0.0, 0.0)
+        self._new = 0
+
+    def add(self, rows: int, touched: int, seconds: float) -> None:
+        """A wave of ``rows`` for ``touched`` experts took ``seconds``."""
+        if rows:
+            self._samples.append((rows, touched, seconds))
+            self._new += 1
+
+    def costs(self) -> tuple[float, float, float]:
+        """Seconds per row, per expert with rows, per wave; zeros before anything was measured."""
+        if self._new and (self._new >= SAMPLES // 4 or not any(self._fitted)):
+            self._fitted = _fit(np.array(self._samples, dtype=np.float64))
+            self._new = 0
+        return self._fitted
+
+
+def _fit(samples: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The least-squares costs among those that are not negative."""
+    features = np.column_stack([samples[:, 0], samples[:, 1], np.ones(len(samples))])
+    seconds = samples[:, 2]
+    best, least = np.zeros(3), np.inf
+    for size in (1, 2, 3):
+        for chosen in map(list, itertools.combinations(range(3), size)):
+            costs = np.zeros(3)
+            costs[chosen] = np.linalg.lstsq(features[:, chosen], seconds, rcond=None)[0]
+            error = float(((features @ costs - seconds) ** 2).sum())
+            # One more term has to explain clearly more: proportional samples fit any of them.
+            if (costs >= 0).all() and error < 0.9 * least:
+                best, least = costs, error
+    return float(best[0]), float(best[1]), float(best[2])
+
+
+def measure_link(transport: Transport, device: torch.device, timeout: float, rounds: int = 3) -> tuple[float, float]:
+    """Bandwidth (bytes per second out of this rank) and latency (seconds), by messages to all other ranks at once."""
+    others = peers(transport.rank, transport.size)
+    seconds = []
+    for size in (_SMALL, _LARGE):
+        outgoing = torch.zeros(size, dtype=torch.uint8, device=device)
+        incoming = [torch.empty_like(outgoing) for _ in others]
+        taken = []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            exchange = transport.post(
+                AGREE,
+                [Message(peer, outgoing) for peer in others],
+                [Message(peer, data) for peer, data in zip(others, incoming, strict=True)],
+            )
+            deadline = time.monotonic() + timeout
+            exchange.received(deadline)
+            exchange.sent(deadline)
+            if incoming[0].is_cuda:
+                torch.cuda.synchronize(device)
+            taken.append(time.perf_counter() - begin)
+        seconds.append(min(taken))
+    small, large = seconds
+    return len(others) * (_LARGE - _SMALL) / max(large - small, 1e-9), small
+
+
+def choose_waves(
+    counts: NDArray[np.int64], hidden: int, costs: tuple[float, float, float], seconds_per_byte: float, latency: float
+) -> int:
+    """The wave count for these counts [ranks, experts]; the same on all ranks, given the same."""
+    ranks, experts = counts.shape
+    local = experts // ranks
+    if ranks == 1:
+        return 1
+    if not any(costs):
+        return min(UNMEASURED_WAVES, local)
+    by_host = counts.reshape(ranks, ranks, local)  # source, host, expert
+    own = np.einsum("rre->r", by_host)
+    hosted, touched = by_host.sum((0, 2)), (by_host.sum(0) > 0).sum(1)
+    busiest = int((costs[0] * hosted + costs[1] * touched).argmax())
+    work = Work(
+        rows=float(hosted[busiest]),
+        touched=float(touched[busiest]),
+        rows_out=float((counts.sum(1) - own).max()),
+        rows_back=float((hosted - own).max()),
+        tokens=0.0,
+    )
+    rates = Rates(
+        row_seconds=costs[0],
+        expert_seconds=costs[1],
+        wave_seconds=costs[2],
+        bandwidth=1 / max(seconds_per_byte, 1e-15),
+        latency=latency,
+    )
+    return best_waves(work, rates, hidden, wave_counts(local))

@@ -1,0 +1,115 @@
+"""One engine for each group and device, made when it is first needed and again after an error has closed it."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from .engine import Engine
+from .headed import CheckedTransport, Link, ShapedTransport
+from .measured import Measured, measure_link
+from .transport import ProcessGroupTransport, Transport
+
+DEFAULT_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How ranks are connected.
+
+    Attributes:
+        timeout: seconds that a wait for another rank may take before the call fails.
+        checksums: send a checksum with each message (``KERNELFORGE_MOE_CHECKSUMS=1``); slow, for debugging.
+        link: limits of the link out of each rank, for benchmarks on one machine; None for none.
+    """
+
+    timeout: float = DEFAULT_TIMEOUT
+    checksums: bool = False
+    link: Link | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout < math.inf:
+            raise ValueError(f"timeout: given {self.timeout}, wanted a positive number of seconds")
+
+    @staticmethod
+    def from_environment() -> Options:
+        """Defaults, with ``KERNELFORGE_MOE_TIMEOUT`` (seconds) and ``KERNELFORGE_MOE_CHECKSUMS`` (0 or 1)."""
+        timeout = os.environ.get("KERNELFORGE_MOE_TIMEOUT", str(DEFAULT_TIMEOUT))
+        checksums = os.environ.get("KERNELFORGE_MOE_CHECKSUMS", "0")
+        try:
+            return Options(timeout=float(timeout), checksums=bool(int(checksums)))
+        except ValueError as error:
+            raise ValueError(
+                f"KERNELFORGE_MOE_TIMEOUT, KERNELFORGE_MOE_CHECKSUMS: given {timeout!r}, {checksums!r}, "
+                "wanted seconds, and 0 or 1"
+            ) from error
+
+
+@dataclass
+class Session:
+    """An engine, and what has been measured on it."""
+
+    engine: Engine
+    shaped: ShapedTransport | None
+    seconds_per_byte: float = 0.0
+    latency: float = 0.0
+    measured: dict[tuple[int, ...], Measured] = field(default_factory=dict)
+
+    def measured_for(self, *shape: int) -> Measured:
+        """The measurements of layers of one shape."""
+        return self.measured.setdefault(shape, Measured())
+
+
+_options: dict[str, Options] = {}
+_sessions: dict[tuple[str, torch.device], Session] = {}
+
+
+def configure(group: dist.ProcessGroup, options: Options) -> None:
+    """Set how the ranks of a group are connected from the next call on; all ranks must set the same, between calls."""
+    close(group)
+    _options[group.group_name] = options
+
+
+def session(group: dist.ProcessGroup, device: torch.device) -> Session:
+    """The session of a group, opened if there is none: then all ranks must come here.
+
+    Raises:
+        PeerLost: they did not come in time.
+    """
+    key = group.group_name, device
+    found = _sessions.get(key)
+    if found is not None and not found.engine.closed:
+        return found
+    options = _options.get(group.group_name) or Options.from_environment()
+    opened = open_session(ProcessGroupTransport(group, device, options.timeout), device, options)
+    _sessions[key] = opened
+    return opened
+
+
+def open_session(transport: Transport, device: torch.device, options: Options) -> Session:
+    """A session over a transport, its link measured."""
+    shaped = None
+    if options.link is not None:
+        transport = shaped = ShapedTransport(transport, options.link)
+    if options.checksums:
+        transport = CheckedTransport(transport)
+    engine = Engine(transport, device, options.timeout)
+    opened = Session(engine, shaped)
+    if transport.size > 1:
+
+        def measure() -> None:
+            bandwidth, opened.latency = measure_link(transport, device, options.timeout)
+            opened.seconds_per_byte = 1 / bandwidth
+
+        engine.perform(measure)
+    return opened
+
+
+def close(group: dist.ProcessGroup) -> None:
+    """Close a group's connections and free its buffers; the next call opens it anew."""
+    for key in [key for key in _sessions if key[0] == group.group_name]:
+        _sessions.pop(key).engine.close()

@@ -1,0 +1,123 @@
+"""What the ranks of the multi-process tests do."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import kernelforge as kf
+from kernelforge.ops.mega_moe.parallel import session as sessions
+from kernelforge.ops.mega_moe.parallel.headed import CheckedTransport, Link
+from kernelforge.ops.mega_moe.parallel.layer import Experts, forward
+
+Arrays = tuple[Any, ...]
+
+
+def shard(weights: Arrays, rank: int, size: int) -> list[torch.Tensor]:
+    """This rank's experts of all experts' weights."""
+    each = weights[0].shape[0] // size
+    return [torch.from_numpy(array[rank * each : (rank + 1) * each].copy()) for array in weights]
+
+
+def tokens_of(tokens: Arrays, shares: list[list[int]], rank: int) -> list[torch.Tensor]:
+    """This rank's tokens: x (bits), topk_idx, topk_weight."""
+    x, topk_idx, topk_weight = (torch.from_numpy(array[shares[rank]].copy()) for array in tokens)
+    return [x.view(torch.bfloat16), topk_idx, topk_weight]
+
+
+def run_layer(group, weights, tokens, shares, limit, cases) -> list[np.ndarray]:
+    """The layer's output bits on this rank for each case (waves, schedule)."""
+    rank, size = group.rank(), group.size()
+    experts = shard(weights, rank, size)
+    mine = tokens_of(tokens, shares, rank)
+    outputs = []
+    for waves, schedule in cases:
+        out = kf.mega_moe(*mine, *experts, group, waves, limit, schedule=schedule)
+        outputs.append(out.view(torch.uint16).numpy())
+    return outputs
+
+
+def configure(group, timeout=60.0, checksums=False, link=None) -> None:
+    sessions.configure(group, sessions.Options(timeout, checksums, Link(*link) if link else None))
+
+
+class Dying:
+    """A transport whose process dies when it posts for the nth time on a channel."""
+
+    def __init__(self, inner, channel: int, number: int) -> None:
+        self.inner, self.rank, self.size = inner, inner.rank, inner.size
+        self.channel, self.left = channel, number
+
+    def post(self, channel, sends, receives):
+        self.left -= channel == self.channel
+        if self.left == 0:
+            os._exit(1)
+        return self.inner.post(channel, sends, receives)
+
+
+def timed_failure(group, weights, tokens, shares, waves, victim=-1, channel=0, number=0):
+    """Run the layer; the error's type and text (empty for none) and the seconds it took. ``victim`` dies on the way."""
+    session = sessions.session(group, torch.device("cpu"))
+    if group.rank() == victim:
+        session.engine.transport = Dying(session.engine.transport, channel, number)
+    experts = Experts(*shard(weights, group.rank(), group.size()), 10.0, None)
+    begun = time.monotonic()
+    kind = said = ""
+    try:
+        forward(session, *tokens_of(tokens, shares, group.rank()), experts, waves, "waves")
+    except (RuntimeError, ValueError) as error:
+        kind, said = type(error).__name__, str(error)
+    return kind, said, time.monotonic() - begun
+
+
+def run_with_checksums(group, weights, tokens, shares, limit, corrupt_on: int):
+    """One call with checksums on; a payload that rank ``corrupt_on`` receives is changed on its way."""
+    configure(group, timeout=20.0, checksums=True)
+    session = sessions.session(group, torch.device("cpu"))
+    checked = session.engine.transport
+    assert isinstance(checked, CheckedTransport)
+    if group.rank() == corrupt_on:
+        inner_post = checked.inner.post
+
+        def post(channel, sends, receives):
+            exchange = inner_post(channel, sends, receives)
+            if channel == 1:  # tokens on their way to their experts
+                received = exchange.received
+
+                def corrupted(deadline):
+                    received(deadline)
+                    receives[0].data[5] ^= 1
+
+                exchange.received = corrupted
+            return exchange
+
+        checked.inner.post = post
+    experts = Experts(*shard(weights, group.rank(), group.size()), limit, None)
+    try:
+        out = forward(session, *tokens_of(tokens, shares, group.rank()), experts, 2, "waves")
+        return out.view(torch.uint16).numpy()
+    except RuntimeError as error:
+        return type(error).__name__, str(error)
+
+
+def held_after(group, weights, tokens, shares, calls: int):
+    """Resident bytes, threads and open files before and after many calls."""
+    session = sessions.session(group, torch.device("cpu"))
+    experts = Experts(*shard(weights, group.rank(), group.size()), 10.0, None)
+    mine = tokens_of(tokens, shares, group.rank())
+
+    def held():
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmRSS"].split()[0]) * 1024, int(status["Threads"]), len(os.listdir("/proc/self/fd"))
+
+    for _ in range(50):
+        forward(session, *mine, experts, 2, "waves")
+    before = held()
+    for _ in range(calls):
+        forward(session, *mine, experts, 2, "waves")
+    return before, held()
