@@ -56,3 +56,9 @@ KF_MICROKERNEL int32_t kf_attention_chunk(float* m, float* l, float* o, int64_t 
 // Slices and exponents of n rows of bfloat16.
 KF_MICROKERNEL int32_t kf_cut_rows(const uint16_t* x, int8_t* high, int8_t* low, int32_t* exponent, int32_t n,
                                    int32_t width);
+// acc[m,n] += the dot of one chunk of x[m,k] (x_slices 2: bfloat16, 3: float32) with weights [n,k] in three slices; k
+// is a multiple of 32, at most 512.
+KF_MICROKERNEL int32_t kf_sliced_dot_accumulate(float* acc, int64_t ld_acc, const void* x, int64_t ldx,
+                                                const int32_t* w_exponent, const int8_t* w_high, const int8_t* w_middle,
+                                                const int8_t* w_low, int64_t ldw, int32_t m, int32_t n, int32_t k,
+                                                int32_t x_slices);

@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import cpu_kernels
+import sliced_dot_kernels
 
 from kernelforge import lowering
 from kernelforge.ops.mxfp4_gemm import reference
@@ -24,6 +25,7 @@ from kernelforge_cpu.passes.fuse_block_accumulate import fuse_block_accumulate
 from kernelforge_cpu.passes.hoist_conditions import hoist_conditions
 from kernelforge_cpu.passes.host_memory import host_memory
 from kernelforge_cpu.passes.state_block_range import state_block_range
+from kernelforge_cpu.passes.take_sliced_dot import MICROKERNEL, take_sliced_dot
 from kernelforge_cpu.passes.unroll_loops import unroll_loops
 
 
@@ -134,6 +136,18 @@ def test_rewritten_loops_keep_their_bits(tmp_path: Path) -> None:
     wanted = x.numpy().copy()
     wanted[:, 1::2] -= np.float32(1)
     assert np.array_equal(out.numpy().view(np.int32), wanted.view(np.int32))
+
+
+def test_take_sliced_dot_golden() -> None:
+    before = sliced_dot_kernels.by_chunks(32, 16, 640, "bfloat16")
+    after = take_sliced_dot(before)
+    assert [line for line in _lines(after) if MICROKERNEL in line] == [
+        f'T.call_extern("int32", "kf_checked", T.call_extern("int32", "{MICROKERNEL}", '
+        "T.address_of(acc[0, 0]), T.int64(16), T.address_of(x_tile[0, 0]), T.int64(128), T.address_of(w_exponent[0]), "
+        "T.address_of(buffer[0, 0]), T.address_of(buffer_1[0, 0]), T.address_of(buffer_2[0, 0]), T.int64(128), "
+        "32, 16, 128, 2))"
+    ]
+    assert not [line for line in _lines(after) if "T.gemm" in line or "kf.composite" in line]
 
 
 def test_fuse_block_accumulate_golden() -> None:

@@ -50,7 +50,7 @@ def by_chunks(M, N, K, x_dtype):
                 T.copy(X[bx * M, chunk * length], x_tile)
                 T.copy(W[bx * N, chunk * length], w_tile)
                 cut(w_tile, "float32", w, w_exponent)
-                sliced_dot_accumulate(acc, x_tile, x_dtype, w, w_exponent)
+                sliced_dot_accumulate(acc, x_tile, x_dtype, w, w_exponent, N)
             T.copy(acc, out[bx * M, 0])
 
     return main

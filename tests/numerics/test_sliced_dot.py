@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -81,13 +86,31 @@ def test_whole_rows_have_the_definition_s_bits(device: str) -> None:
     _same(out, _expected(a, b, "bfloat16", "bfloat16", 512))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("x_dtype", ["bfloat16", "float32"])
-def test_chunks_are_added_ascending(device: str, x_dtype: str) -> None:
+def by_chunks_has_the_definition_s_bits(device: str, x_dtype: str = "bfloat16") -> None:
     rng = np.random.default_rng(3)
     x, w = _rows(rng, M, 640, x_dtype), _rows(rng, N, 640, "float32")
     out = _run(device, "by_chunks", x, w, x_dtype=x_dtype)
     _same(out, _expected(x, w, x_dtype, "float32", 128))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("x_dtype", ["bfloat16", "float32"])
+def test_chunks_are_added_ascending(device: str, x_dtype: str) -> None:
+    by_chunks_has_the_definition_s_bits(device, x_dtype)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512bf16", "avx512vnni", "neon"])
+def test_every_instruction_set_of_the_cpu_gives_the_same_bits(isa: str) -> None:
+    """The choice is made once per process, so each runs in one of its own."""
+    program = "import test_sliced_dot as t; t.by_chunks_has_the_definition_s_bits('cpu')"
+    environment = {**os.environ, "KERNELFORGE_CPU_ISA": isa}
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=here, env=environment, capture_output=True, text=True, check=False
+    )
+    if "failed with code 3" in done.stderr:
+        pytest.skip(f"no {isa} here")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("slices", "K", "bound"), [(2, 512, 1e-5), (3, 256, 1e-7), (2, 4096, 1e-5)])

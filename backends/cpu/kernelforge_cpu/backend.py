@@ -28,8 +28,14 @@ class CpuBackend(Backend):
     )
     composites = frozenset(
         {
-            *("attention_chunk", "cut_rows", "indexer_scores", "mx_block_accumulate"),
-            *("select_append", "select_reduce", "select_sort"),
+            "attention_chunk",
+            "cut_rows",
+            "indexer_scores",
+            "mx_block_accumulate",
+            "select_append",
+            "select_reduce",
+            "select_sort",
+            "sliced_dot_accumulate",
         }
     )
 

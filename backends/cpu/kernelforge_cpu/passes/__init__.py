@@ -10,11 +10,13 @@ from .hoist_conditions import hoist_conditions
 from .host_memory import host_memory
 from .state_block_range import state_block_range
 from .take_indexer import take_indexer
+from .take_sliced_dot import take_sliced_dot
 from .unroll_loops import unroll_loops
 
 PIPELINE = (
     fuse_attention,
     take_indexer,
+    take_sliced_dot,
     fuse_block_accumulate,
     state_block_range,
     block_parameters,

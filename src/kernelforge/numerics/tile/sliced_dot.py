@@ -187,9 +187,7 @@ def sliced_dot(a: Sequence[Any], a_exponent: Any, b: Sequence[Any], b_exponent: 
         b, b_exponent: the same for [n, L].
         out: float32 [m, n] tile in shared memory; +0 below 2^-100, infinite beyond float32, NaN for unusable rows.
     """
-    with composite(
-        "sliced_dot", out, a_exponent, b_exponent, *a, *b, a_slices=len(a), b_slices=len(b), length=a[0].shape[1]
-    ):
+    with composite("sliced_dot", out, a_exponent, b_exponent, *a, *b, a_slices=len(a), b_slices=len(b)):
         dot = T.alloc_fragment(out.shape, "int32")
         total = T.alloc_fragment(out.shape, "float32")
         join_products(a, b, dot, total)
@@ -198,8 +196,8 @@ def sliced_dot(a: Sequence[Any], a_exponent: Any, b: Sequence[Any], b_exponent: 
 
 
 @T.macro
-def sliced_dot_accumulate(acc: Any, x: Any, dtype: str, w: Sequence[Any], w_exponent: Any) -> None:
-    """acc[i, j] += the dot of one chunk, row i of ``x`` with row j of ``w``.
+def sliced_dot_accumulate(acc: Any, x: Any, dtype: str, w: Sequence[Any], w_exponent: Any, columns: int) -> None:
+    """acc[i, j] += the dot of one chunk, row i of ``x`` with row j of ``w``, for j below ``columns``.
 
     Activations are cut inside the region, so that a backend which takes it whole reads them as they are stored.
 
@@ -208,9 +206,10 @@ def sliced_dot_accumulate(acc: Any, x: Any, dtype: str, w: Sequence[Any], w_expo
         x: activations as stored, [m, L]: uint16 bits ("bfloat16") or float32; zeros beyond the contraction's end.
         dtype: of ``x``.
         w, w_exponent: int8 [n, L] tiles and an int32 [n] tile from :func:`cut`.
+        columns: those of ``acc`` that matter; matrix units want a multiple of 16, and the rest may hold anything.
     """
     with composite(
-        "sliced_dot_accumulate", acc, x, w_exponent, *w, x_slices=SLICES[dtype], w_slices=len(w), length=x.shape[1]
+        "sliced_dot_accumulate", acc, x, w_exponent, *w, x_slices=SLICES[dtype], w_slices=len(w), columns=columns
     ):
         exponents = T.alloc_shared((x.shape[0],), "int32")
         slices = [T.alloc_shared(x.shape, "int8") for _ in range(SLICES[dtype])]

@@ -36,7 +36,7 @@ def mhc_weights(K, rows, dtype, threads):
     @T.prim_func
     def main(
         fn: T.Tensor((rows, K), "float32"),
-        slices: T.Tensor((3 * height, chunks * length), "int8"),
+        slices: T.Tensor((chunks * 3 * height, length), "int8"),
         exponent: T.Tensor((chunks, height), "int32"),
     ):
         with T.Kernel(chunks, threads=threads) as bx:
@@ -48,9 +48,9 @@ def mhc_weights(K, rows, dtype, threads):
                 if i < rows and bx * length + k < K:
                     w[i, k] = fn[i, bx * length + k]
             cut(w, "float32", cuts, exponents)
-            T.copy(cuts[0], slices[0, bx * length])
-            T.copy(cuts[1], slices[height, bx * length])
-            T.copy(cuts[2], slices[2 * height, bx * length])
+            T.copy(cuts[0], slices[3 * bx * height, 0])
+            T.copy(cuts[1], slices[(3 * bx + 1) * height, 0])
+            T.copy(cuts[2], slices[(3 * bx + 2) * height, 0])
             for i in T.Parallel(height):
                 exponent[bx, i] = exponents[i]
 
@@ -81,7 +81,7 @@ def mhc_pre(n, C, head, dtype, iters, eps, norm_eps, block_T, block_C, threads):
     @T.prim_func
     def main(
         x: T.Tensor((tokens, K), storage),
-        slices: T.Tensor((3 * height, chunks * length), "int8"),
+        slices: T.Tensor((chunks * 3 * height, length), "int8"),
         exponent: T.Tensor((chunks, height), "int32"),
         scale: T.Tensor((1 if head else 3,), "float32"),
         base: T.Tensor((N,), "float32"),
@@ -114,12 +114,12 @@ def mhc_pre(n, C, head, dtype, iters, eps, norm_eps, block_T, block_C, threads):
                         x_tile[i, k] = T.cast(0, storage)
                         if chunk * length + k < K:
                             x_tile[i, k] = x[T.min(bx * block_T + i, tokens - 1), chunk * length + k]
-                T.copy(slices[0, chunk * length], w[0])
-                T.copy(slices[height, chunk * length], w[1])
-                T.copy(slices[2 * height, chunk * length], w[2])
+                T.copy(slices[3 * chunk * height, 0], w[0])
+                T.copy(slices[(3 * chunk + 1) * height, 0], w[1])
+                T.copy(slices[(3 * chunk + 2) * height, 0], w[2])
                 for i in T.Parallel(height):
                     exponents[i] = exponent[chunk, i]
-                sliced_dot_accumulate(acc, x_tile, dtype, w, exponents)
+                sliced_dot_accumulate(acc, x_tile, dtype, w, exponents, N)
                 for i, lane in T.Parallel(block_T, LANES):
                     for part in T.unroll(length // LANES):
                         element = T.alloc_var("float32")

@@ -197,7 +197,7 @@ def mhc_pre_backward(
             through = through + raw_grad[:, m, None] * row
         x_grad = rounded(direct + through.reshape(x.shape), dtype)
         scale_terms = np.stack([row_sum(logit_grad[:, group] * mix[:, group]) for group in groups], -1)
-        flat = streams.reshape(tokens, -1)
+        flat = streams.reshape(tokens, n * channels)
         fn_grad = token_sum(lambda t: raw_grad[t][:, None] * flat[t], tokens, sequence, start[0])
         scale_grad = token_sum(lambda t: scale_terms[t], tokens, sequence, start[1])
         base_grad = token_sum(lambda t: logit_grad[t], tokens, sequence, start[2])

@@ -29,7 +29,7 @@ def _collapse(
     if p.tokens:
         chunks, length = p.weight_tile
         height = -(-p.outputs // 16) * 16
-        slices = torch.empty((3 * height, chunks * length), dtype=torch.int8, device=x.device)
+        slices = torch.empty((chunks * 3 * height, length), dtype=torch.int8, device=x.device)
         exponent = torch.empty((chunks, height), dtype=torch.int32, device=x.device)
         plans.kernel(p, "weights")(fn, slices, exponent)
         unwritten = x.new_empty((p.tokens, 1), dtype=torch.float32) if head else None

@@ -1,0 +1,35 @@
+"""The sliced dot of activations with cut weights as one microkernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernelforge.lowering import Composite, composites_in, take_composites
+from kernelforge.lowering.tir import tirx
+
+from .sources import checked, tile_address
+
+NAME = "sliced_dot_accumulate"
+MICROKERNEL = "kf_sliced_dot_accumulate"
+
+
+def _stride(tile: Any) -> Any:
+    return tirx.IntImm("int64", int(tile.shape[-1]))
+
+
+def _call(composite: Composite) -> Any:
+    acc, x, w_exponent, *w = (operand.buffer for operand in composite.operands)
+    parameters = composite.parameters
+    if parameters["w_slices"] != 3:
+        return None
+    arguments = [tile_address(acc), _stride(acc), tile_address(x), _stride(x), tile_address(w_exponent)]
+    arguments += [tile_address(slices) for slices in w]
+    sizes = (x.shape[0], parameters["columns"], x.shape[1], parameters["x_slices"])
+    return checked(MICROKERNEL, [*arguments, _stride(w[0]), *(tirx.IntImm("int32", int(size)) for size in sizes)])
+
+
+def take_sliced_dot(function: Any) -> Any:
+    """Take ``sliced_dot_accumulate`` whole: rows are cut as they are read, slice products stay in the first cache."""
+    if not any(composite.name == NAME for composite in composites_in(function)):
+        return function
+    return take_composites(function, {NAME: _call})
