@@ -101,6 +101,22 @@ def test_inspect_shows_passes_in_order_and_source(kernelforge):
     assert "kf_mx_block_accumulate" in result.output
 
 
+@pytest.mark.parametrize("device", ["cuda:virtual", "ascend:virtual"])
+def test_bench_says_whose_time_it_is(kernelforge, monkeypatch, tmp_path, device):
+    from kernelforge.bench import Report, Row
+    from kernelforge.ops.spec import OpSpec
+
+    def measured(device, command, observe):
+        return Report("mxfp4_gemm", command, device, rows=[Row("call", {"ms (executor)": 1.5})])
+
+    monkeypatch.setattr(OpSpec, "benchmark_function", lambda self: measured)
+    result = kernelforge("bench", "mxfp4_gemm", "--device", device, "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    (page,) = tmp_path.glob("*.md")
+    for text in (result.output, page.read_text()):
+        assert f"{device} executes on the host: these times are not the device's." in " ".join(text.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -31,7 +31,8 @@ def command(op: str | None, every: bool, device: str, threads: int | None, out: 
     if (op is None) == (not every):
         raise click.UsageError("name one op, or give --all")
     chosen = [spec(op)] if op is not None else [s for s in specs().values() if s.benchmark]
-    backends.device(device)
+    _, where = backends.device(device)
+    executor = f"{device} executes on the host: these times are not the device's."
     if threads is not None:
         torch.set_num_threads(threads)
     screen = console()
@@ -43,6 +44,8 @@ def command(op: str | None, every: bool, device: str, threads: int | None, out: 
         with progress() as bar:
             task = bar.add_task(one.name, total=None)
             report = function(device, typed, lambda what, t=task: bar.update(t, description=what))
+        if where.virtual and executor not in report.notes:
+            report.notes.insert(0, executor)
         columns = report.columns()
         made = table(f"{one.name} on {device}", "", *columns, right=columns)
         for row in report.rows:
