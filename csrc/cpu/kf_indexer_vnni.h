@@ -120,19 +120,24 @@ inline void fold_panel(const IndexerTile& tile, int first, int count, FoldedPane
     // A second strip without entries repeats the first one's.
     const int col = half * kStrip < count ? half * kStrip : 0;
     const StripRows rows(keys, col, std::min(kStrip, count - col), 0);
-    __m512i largest = _mm512_setzero_si512();
-    StripScales sizes(rows, blocks);
-    for (int b = 0; b < blocks; ++b) {
-      const __m512i bytes = sizes.bytes(b);
-      largest = _mm512_max_epi32(largest, bytes);
+    __m512i bytes[kFoldedDepth / kBlock], largest = _mm512_setzero_si512();
+    if (blocks == 4 && tile.ld_k_scale == 4 && count - col >= kStrip) {
+      // Sixteen entries' scales lie side by side.
+      __m512i quads = _mm512_loadu_si512(rows.scales[0]);
+      for (int b = 0; b < 4; ++b, quads = _mm512_srli_epi32(quads, 8)) {
+        bytes[b] = _mm512_and_si512(quads, _mm512_set1_epi32(0xFF));
+      }
+    } else {
+      StripScales scales(rows, blocks);
+      for (int b = 0; b < blocks; ++b) bytes[b] = scales.bytes(b);
     }
+    for (int b = 0; b < blocks; ++b) largest = _mm512_max_epi32(largest, bytes[b]);
     const __m512i lowest_read = _mm512_set1_epi32(kLowestRead);
     const __m512i base = _mm512_sub_epi32(_mm512_max_epi32(largest, lowest_read), _mm512_set1_epi32(kFoldBits));
     bool usable = _mm512_cmpgt_epi32_mask(largest, _mm512_set1_epi32(kHighestRead)) == 0;
-    StripScales scales(rows, blocks);
     for (int b = 0; b < blocks; ++b) {
-      const __m512i bytes = scales.bytes(b), shift = _mm512_sub_epi32(bytes, base);
-      const __mmask16 zero = _mm512_cmplt_epi32_mask(bytes, lowest_read);
+      const __m512i shift = _mm512_sub_epi32(bytes[b], base);
+      const __mmask16 zero = _mm512_cmplt_epi32_mask(bytes[b], lowest_read);
       usable &= (_mm512_cmplt_epi32_mask(shift, _mm512_setzero_si512()) & ~zero) == 0;
       // (w + 12) << shift, and what is missing to an offset of 96; bytes do not overflow into each other.
       const __m512i moved = _mm512_sllv_epi32(_mm512_set1_epi32(kVnniOffset * 0x01010101), shift);
@@ -158,33 +163,48 @@ KF_INLINE bool commutes(const FoldedQuery& query, const FoldedPanel& panel) {
   return query.lowest + panel.lowest >= -100 && query.highest + panel.highest <= 80;
 }
 
+// sums += four unsigned times four signed bytes in every lane. Spelled out because GCC 12 copies what the intrinsic
+// adds to, twice for each dot, and keeps part of the sixteen sums in memory.
+#define KF_ADD_DOTS(sums, bytes, four) asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(bytes), "v"(four))
+#define KF_ADD_HEAD(h)                                \
+  {                                                   \
+    const __m512i four = _mm512_set1_epi32(codes[h]); \
+    KF_ADD_DOTS(first##h, w0, four);                  \
+    KF_ADD_DOTS(second##h, w1, four);                 \
+  }
+#define KF_BEGIN_HEAD(h) __m512i first##h = _mm512_set1_epi32(query.bias[head + h]), second##h = first##h;
+#define KF_END_HEAD(h) weigh_dots(query.weight[head + h], first##h, second##h, products + (head + h) * kSumWidth);
+#define KF_EACH_HEAD(do) \
+  do (0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)
+
+KF_INLINE void weigh_dots(float weight, __m512i first, __m512i second, float* products) {
+  const auto weigh = [&](__m512i dots) KF_INLINE_LAMBDA {
+    const __m512i positive = _mm512_max_epi32(dots, _mm512_setzero_si512());
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(positive), _mm512_set1_ps(weight));
+  };
+  _mm512_store_ps(products, weigh(first));
+  _mm512_store_ps(products + kStrip, weigh(second));
+}
+
 // products[h][32] = weight[h] * relu(integer dot), kFoldHeads heads from `head`.
 KF_INLINE void folded_products(const FoldedQuery& query, const FoldedPanel& panel, int head, int ld, int groups,
                                float* products) {
-  __m512i dots[kFoldHeads][2];
-#pragma GCC unroll 8
-  for (int h = 0; h < kFoldHeads; ++h) dots[h][0] = dots[h][1] = _mm512_set1_epi32(query.bias[head + h]);
+  static_assert(kFoldHeads == 8, "KF_EACH_HEAD names eight");
+  KF_EACH_HEAD(KF_BEGIN_HEAD)
   const int32_t* codes = query.codes + head;
   const uint8_t* entries = panel.codes;
   for (int j = 0; j < groups; ++j, codes += ld, entries += 128) {
     const __m512i w0 = _mm512_load_si512(entries), w1 = _mm512_load_si512(entries + 64);
-#pragma GCC unroll 8
-    for (int h = 0; h < kFoldHeads; ++h) {
-      const __m512i four = _mm512_set1_epi32(codes[h]);
-      dots[h][0] = _mm512_dpbusd_epi32(dots[h][0], w0, four);
-      dots[h][1] = _mm512_dpbusd_epi32(dots[h][1], w1, four);
-    }
+    KF_EACH_HEAD(KF_ADD_HEAD)
   }
-#pragma GCC unroll 8
-  for (int h = 0; h < kFoldHeads; ++h) {
-    const __m512 weight = _mm512_set1_ps(query.weight[head + h]);
-    for (int c = 0; c < 2; ++c) {
-      const __m512i positive = _mm512_max_epi32(dots[h][c], _mm512_setzero_si512());
-      _mm512_store_ps(products + (head + h) * kSumWidth + c * kStrip,
-                      _mm512_mul_ps(_mm512_cvtepi32_ps(positive), weight));
-    }
-  }
+  KF_EACH_HEAD(KF_END_HEAD)
 }
+
+#undef KF_ADD_DOTS
+#undef KF_ADD_HEAD
+#undef KF_BEGIN_HEAD
+#undef KF_END_HEAD
+#undef KF_EACH_HEAD
 
 // R(heads) of 16 columns of p [heads][kSumWidth]; -0 where all are.
 KF_INLINE __m512 sum_strip(const float* p, int heads) {

@@ -13,4 +13,5 @@ SPEC = OpSpec(
     variants=("FP4 queries and keys",),
     cases="conformance:cases",
     kernels="conformance:kernels",
+    benchmark="benchmark:run",
 )

@@ -1,0 +1,211 @@
+"""Lightning indexer against torch in bfloat16, as a careful user writes it; and what FP4 keeps of the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ...backends import device as find_device
+from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory
+from ..mx_quantize.op import dequantize_mxfp4, quantize_mxfp4
+from .op import indexer_logits, lightning_indexer
+
+HEADS, DEPTH, TOPK = 64, 128, 512
+"""DeepSeek-V4-Flash."""
+
+QUERY_BLOCK = 128
+"""Queries that torch takes at a time in prefill: the scores of all heads of a block are written out."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """S queries over T entries; ``causal``: query s sees (s + 1) // 4 entries."""
+
+    phase: str
+    S: int
+    T: int
+    causal: bool = False
+
+
+SHAPES = (
+    Shape("decode, 64K tokens", 1, 1 << 14),
+    Shape("decode, 256K tokens", 1, 1 << 16),
+    Shape("decode, 1M tokens", 1, 1 << 18),
+    Shape("decode, 4M tokens", 1, 1 << 20),
+    Shape("prefill, 4K tokens", 4096, 1024, True),
+)
+VIRTUAL = Shape("slice", 2, 64)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """A call's operands, and for torch the same values in bfloat16."""
+
+    q: torch.Tensor
+    q_scale: torch.Tensor
+    k: torch.Tensor
+    k_scale: torch.Tensor
+    weights: torch.Tensor
+    kv_len: torch.Tensor
+    q_wide: torch.Tensor
+    k_wide: torch.Tensor
+
+    @classmethod
+    def draw(cls, shape: Shape, home: str) -> Operands:
+        torch.manual_seed(0)
+        q, q_scale = quantize_mxfp4(torch.randn(shape.S, HEADS, DEPTH))
+        k, k_scale = quantize_mxfp4(torch.randn(shape.T, DEPTH))
+        weights = torch.randn(shape.S, HEADS) * (HEADS * DEPTH) ** -0.5
+        seen = (torch.arange(shape.S) + 1) // 4 if shape.causal else torch.full((shape.S,), shape.T)
+        wide = dequantize_mxfp4(q, q_scale, torch.bfloat16), dequantize_mxfp4(k, k_scale, torch.bfloat16)
+        tensors = (q, q_scale, k, k_scale, weights, seen.to(torch.int32), *wide)
+        return cls(*(tensor.to(home) for tensor in tensors))
+
+    def call(self, device: str, topk: int = TOPK) -> torch.Tensor:
+        return lightning_indexer(
+            self.q, self.q_scale, self.k, self.k_scale, self.weights, topk, self.kv_len, backend=device
+        )
+
+
+def torch_indexer(given: Operands, in_place: bool) -> list[torch.Tensor]:
+    """Chosen entries by torch: keys times all heads in one product, queries in blocks.
+
+    ``in_place`` also writes relu over the products and leaves out entries that none of a block's queries sees.
+    """
+    weights, chosen = given.weights.to(torch.bfloat16), []
+    for first in range(0, given.q_wide.shape[0], QUERY_BLOCK):
+        block = slice(first, first + QUERY_BLOCK)
+        seen = given.kv_len[block]
+        entries = max(int(seen.max()), 1) if in_place else given.k_wide.shape[0]
+        products = given.q_wide[block].flatten(0, 1) @ given.k_wide[:entries].T
+        positive = products.relu_() if in_place else products.relu()
+        scores = (weights[block, None] @ positive.view(-1, HEADS, entries)).squeeze(1)
+        if int(seen.min()) < entries:
+            scores.masked_fill_(torch.arange(entries, device=scores.device) >= seen[:, None], float("-inf"))
+        chosen.append(scores.topk(min(TOPK, entries)).indices)
+    return chosen
+
+
+def run(device: str, command: str, observe: Callable[[str], None] = lambda what: None) -> Report:
+    """Measure on a device.
+
+    Args:
+        device: a kernelforge device; on a virtual one a small slice is run, and torch is not compared with.
+        command: for the report.
+        observe: told what is being measured.
+    """
+    owner, chosen = find_device(device)
+    report = Report("lightning_indexer", command, device)
+    if chosen.virtual:
+        report.notes.append(f"{device} executes on the host: these times are not the device's.")
+        given = Operands.draw(VIRTUAL, "cpu")
+        taken = interleaved({"kernelforge": lambda: given.call(device, 8)}, rounds=3)["kernelforge"].median
+        report.rows.append(Row(f"{VIRTUAL.phase}, S={VIRTUAL.S}, T={VIRTUAL.T}", {"ms": taken * 1e3}))
+        return report
+    home = owner.tensor_device
+    observe("the machine's roofline")
+    roof = measure_roofline(home)
+    report.notes += [
+        f"{HEADS} heads x {DEPTH}, top {TOPK} (DeepSeek-V4-Flash); one entry for four tokens.",
+        "Interleaved rounds in one process; medians. x is torch's time over kernelforge's.",
+        "torch bf16: keys times all heads in one product, relu, weighted sum as a batched product, topk; prefill in "
+        f"blocks of {QUERY_BLOCK} queries, masked. Operands dequantized beforehand.",
+        "in place: relu overwrites the products, and a block leaves out entries that none of its queries sees.",
+        f"Measured roofline: copy {roof.copy / 1e9:.1f} GB/s, bf16 matmul {roof.bf16 / 1e9:.0f} GFLOP/s, "
+        f"int8 matmul {roof.int8 / 1e9:.0f} GOP/s (0: torch has none here).",
+        "% of roofline: the least time for the call's bytes and dots over the time taken.",
+        "extra MiB: resident memory at its highest during a call, above operands; the output is part of it.",
+    ]
+    for shape in SHAPES:
+        observe(shape.phase)
+        report.rows.append(_row(shape, device, home, roof))
+    observe("selection")
+    report.rows.append(_selection_row(home))
+    observe("recall")
+    report.notes.append(
+        "recall: of the 512 of 16K entries that float32 scores choose, the share that the call chooses; of its own FP4 "
+        "operands' scores (rounding to bfloat16 alone), and of the scores of the operands before quantization. "
+        "Structured data under noise: see recall() in ops/lightning_indexer/benchmark.py."
+    )
+    for noise in (0.5, 1.0, 2.0):
+        rounding, all_in_all = recall(noise, device)
+        values = {"recall, bf16 scores %": 100 * rounding, "recall, FP4 and bf16 scores %": 100 * all_in_all}
+        report.rows.append(Row(f"recall, noise {noise}", values))
+    return report
+
+
+def _row(shape: Shape, device: str, home: str, roof: Roofline) -> Row:
+    given = Operands.draw(shape, home)
+    taken = interleaved(
+        {
+            "kernelforge": lambda: given.call(device),
+            "torch bf16": lambda: torch_indexer(given, False),
+            "in place": lambda: torch_indexer(given, True),
+        },
+        rounds=5 if shape.causal else 7,
+        seconds=0.02,
+    )
+    ours = taken["kernelforge"].median
+    seen = int(given.kv_len.sum())
+    nbytes = sum(x.nbytes for x in (given.q, given.q_scale, given.k, given.k_scale, given.weights)) + 4 * TOPK * shape.S
+    operations = 2.0 * seen * HEADS * DEPTH
+    memory = peak_memory(lambda: given.call(device)) if home == "cpu" else None
+    return Row(
+        f"{shape.phase}: S={shape.S}, T={shape.T}{', causal' if shape.causal else ''}",
+        {
+            "ms": ours * 1e3,
+            "torch bf16 ms": taken["torch bf16"].median * 1e3,
+            "x torch bf16": taken["torch bf16"].median / ours,
+            "in place ms": taken["in place"].median * 1e3,
+            "x in place": taken["in place"].median / ours,
+            "ns per score": ours * 1e9 / seen,
+            "GOP": operations / 1e9,
+            "% of roofline": 100 * roof.least_seconds(nbytes, operations, True) / ours,
+            "extra MiB": None if memory is None else memory / 2**20,
+        },
+    )
+
+
+def _selection_row(home: str) -> Row:
+    """What a selection gains from scores of 16 bits, in torch."""
+    scores = torch.randn(1, 1 << 18, device=home)
+    rounded = scores.to(torch.bfloat16)
+    taken = interleaved({"float32": lambda: scores.topk(TOPK), "bfloat16": lambda: rounded.topk(TOPK)}, rounds=5)
+    return Row(
+        "torch.topk alone, 512 of 256K",
+        {
+            "ms": taken["bfloat16"].median * 1e3,
+            "float32 ms": taken["float32"].median * 1e3,
+            "x float32": taken["float32"].median / taken["bfloat16"].median,
+        },
+    )
+
+
+def recall(noise: float, device: str = "cpu", queries: int = 16, entries: int = 1 << 14) -> tuple[float, float]:
+    """Shares of the top 512 by float32 scores that the call finds: scores of its FP4 operands, and of those before.
+
+    Structured data: entries come in passages of 64 that share a direction in a 128-wide space, a query asks for 8
+    passages, each head for one of them, and every vector is under noise of ``noise`` times the direction's size.
+    """
+    draw = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    passages = normal(entries // 64, DEPTH)
+    k = passages.repeat_interleave(64, 0) + noise * normal(entries, DEPTH)
+    asked = torch.stack([torch.randperm(len(passages), generator=draw)[:8] for _ in range(queries)])
+    q = passages[asked].repeat_interleave(HEADS // 8, 1) + noise * normal(queries, HEADS, DEPTH)
+    weights = normal(queries, HEADS).abs() * (HEADS * DEPTH) ** -0.5
+    q4, q_scale = quantize_mxfp4(q)
+    k4, k_scale = quantize_mxfp4(k)
+    chosen = lightning_indexer(q4, q_scale, k4, k_scale, weights, TOPK, backend=device).long()
+    found = torch.zeros(queries, entries, dtype=torch.bool).scatter_(1, chosen, True)
+    before = (weights[:, None] @ (q.flatten(0, 1) @ k.T).relu_().view(queries, HEADS, -1)).squeeze(1)
+    exact = indexer_logits(q4, q_scale, k4, k_scale, weights, out_dtype=torch.float32, backend=device)
+    rounding, all_in_all = (
+        float(found.gather(1, scores.topk(TOPK).indices).float().mean()) for scores in (exact, before)
+    )
+    return rounding, all_in_all
