@@ -72,6 +72,20 @@ def elementwise(M=None):
     return main
 
 
+def filling_ub():
+    """Tiles of 128 KiB."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def main(X: T.Tensor((M, 1024), "float32"), Y: T.Tensor((M, 1024), "float32")):
+        with T.Kernel(T.ceildiv(M, 32), threads=128) as bx:
+            x = T.alloc_shared((32, 1024), "float32")
+            T.copy(X[bx * 32, 0], x)
+            T.copy(x, Y[bx * 32, 0])
+
+    return main
+
+
 def converting_copy():
     @T.prim_func
     def main(X: T.Tensor((16, 32), "int8"), Y: T.Tensor((16, 32), "int32")):

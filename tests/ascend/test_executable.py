@@ -15,6 +15,7 @@ import ascend_kernels as kernels
 from ascend_harness import executable
 
 from kernelforge.backends import Execution, executing
+from kernelforge.formats import mx
 from kernelforge.ops.mxfp4_gemm import reference
 from kernelforge_ascend.virtual import Schedule
 
@@ -79,6 +80,58 @@ def test_grouped_mxfp4_gemm_has_the_bits_of_the_reference():
         flat = w.reshape(experts * N, -1), w_scale.reshape(experts * N, -1)
         kernel.run([tensor(x) for x in (a, a_scale, *flat, offsets, out)], schedule)
         np.testing.assert_array_equal(out, want)
+
+
+SMALL = {"block_M": 16, "block_N": 32, "block_K": 128, "threads": 128, "num_stages": 2}
+
+
+def turns_of_the_gemm(experts):
+    from kernelforge.ops.mxfp4_gemm import kernel
+
+    return kernel.mxfp4_gemm(70, 160, experts, "e2m1", "bfloat16", **SMALL)
+
+
+def turns_of_the_quantizer():
+    from kernelforge.ops.mx_quantize import kernel
+
+    return kernel.mx_quantize(160, "float32", "e2m1", "ceil", 16, 32, 128)
+
+
+ORDERS = [Schedule("late", check=True), Schedule("early", check=True), Schedule("random", 4, check=True)]
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_cube_cores_take_tiles_in_turns(experts):
+    """More tiles than cores: what one turn leaves in UB, L1 and L0C is still in use when the next begins."""
+    M, N, K = 200, 70, 160
+    kernel = executable(turns_of_the_gemm, experts)
+    a, a_scale = activations(M, K, "e2m1")
+    w, w_scale = codes(max(experts, 1), N, K // 2), scales(max(experts, 1), N, K // 32)
+    operands = [a, a_scale, w.reshape(-1, K // 2), w_scale.reshape(-1, K // 32)]
+    if experts:
+        offsets = np.array([0, 90, 90, M], np.int32)
+        want = reference.grouped_mxfp4_gemm(a, a_scale, w, w_scale, offsets, "e2m1")
+        operands.append(offsets)
+    else:
+        want = reference.mxfp4_gemm(a, a_scale, w[0], w_scale[0], "e2m1")
+    for schedule in ORDERS:
+        out = np.full((M, N), 77, np.uint16)
+        kernel.run([tensor(x) for x in (*operands, out)], schedule)
+        np.testing.assert_array_equal(out, want)
+    assert kernel.blocks([tensor(x) for x in (*operands, out)]) == 32
+
+
+def test_vector_cores_take_tiles_in_turns():
+    M, K = 16 * 14, 160
+    kernel = executable(turns_of_the_quantizer)
+    x = rng.standard_normal((M, K), np.float32)
+    want, want_scale = mx.quantize_mxfp4(x)
+    for schedule in ORDERS:
+        packed, scale = np.zeros((M, K // 2), np.uint8), np.zeros((M, K // 32), np.uint8)
+        kernel.run([tensor(array) for array in (x, packed, scale)], schedule)
+        np.testing.assert_array_equal(packed, want)
+        np.testing.assert_array_equal(scale, want_scale)
+    assert kernel.blocks([tensor(array) for array in (x, packed, scale)]) == 64
 
 
 def test_a_call_executes_as_chosen(monkeypatch):

@@ -54,6 +54,29 @@ def test_flatten_grid_golden():
     ]
 
 
+def test_persistent_grid_golden():
+    before = passes.flatten_grid(small.elementwise())
+    removed, added = changed(before, passes.persistent_grid(before))
+    assert removed == [
+        'for block in T.thread_binding((M + 16 - 1) // 16, thread="blockIdx.x"):',
+        "row: T.int32 = block * 16",
+    ]
+    assert added == [
+        'for core in T.thread_binding(T.min((M + 16 - 1) // 16, 64), thread="blockIdx.x"):',
+        "for turn in range(((M + 16 - 1) // 16 - core + 63) // 64):",
+        "row: T.int32 = (turn * 64 + core) * 16",
+    ]
+
+
+def test_persistent_grid_leaves_a_grid_that_fits_the_cores_and_tiles_that_fill_ub():
+    for kernel in (small.elementwise(64 * 16), small.filling_ub()):
+        before = passes.flatten_grid(kernel)
+        assert passes.persistent_grid(before).same_as(before)
+        assert backend.pass_configs(ARCH, before) == {}
+    turns = passes.persistent_grid(passes.flatten_grid(small.elementwise(64 * 16 + 1)))
+    assert backend.pass_configs(ARCH, turns) == {"tl.disable_shared_memory_reuse": True}
+
+
 def test_inline_bindings_golden():
     before = passes.flatten_grid(small.bindings())
     removed, added = changed(before, passes.inline_bindings(before))
@@ -210,7 +233,7 @@ def test_declare_fp32_prints_one_operation_per_function():
 
 
 def test_every_pass_has_a_name_and_a_docstring():
-    assert [step.__name__ for step in passes.PIPELINE][:3] == ["lower_composites", "flatten_grid", "inline_bindings"]
+    assert [step.__name__ for step in passes.PIPELINE][:3] == ["lower_composites", "flatten_grid", "persistent_grid"]
     assert lower_composites in passes.PIPELINE
     for step in passes.PIPELINE:
         assert step.__doc__

@@ -50,12 +50,24 @@ class AscendBackend(Backend):
 
         return passes.PIPELINE
 
+    def pass_configs(self, arch: str, function: Any) -> Mapping[str, Any]:
+        from .passes.persistent_grid import is_persistent
+
+        return {"tl.disable_shared_memory_reuse": True} if is_persistent(function) else {}
+
     def finish(self, lowered: Any, info: LaunchInfo) -> LaunchInfo:
         from .passes.gemm_to_cube import SLOTS
+        from .passes.persistent_grid import launched_cores
 
         one_slot = tuple(replace(w, shape=(w.shape[0] // SLOTS, *w.shape[1:])) for w in info.workspaces)
         (device,) = (function for _, function in lowered.device_mod.functions.items())
-        return replace(info, workspaces=one_slot, shared_bytes=int(device.attrs.get("dyn_shared_memory_buf", 0)))
+        cores = launched_cores(device.body)
+        return replace(
+            info,
+            workspaces=one_slot,
+            shared_bytes=int(device.attrs.get("dyn_shared_memory_buf", 0)),
+            extra={**info.extra, **({} if cores is None else {"cores": cores})},
+        )
 
     def build(self, source: str, info: LaunchInfo, arch: str, directory: Path) -> None:
         if arch == VIRTUAL_ARCH:

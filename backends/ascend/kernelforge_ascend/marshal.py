@@ -35,6 +35,7 @@ class Marshaller:
     def __init__(self, info: LaunchInfo, device_type: str) -> None:
         self._info = info
         self._device_type = device_type
+        self._cores: int | None = info.extra.get("cores")
         self._grid = info.grid_function()
         self._extents = list(info.extents().items())
         self._positions = {argument.name: i for i, argument in enumerate(info.arguments)}
@@ -55,7 +56,8 @@ class Marshaller:
                 raise ValueError(f"{argument.name} is on {tensor.device}; a tensor on {self._device_type} is wanted")
             if not tensor.is_contiguous():
                 raise ValueError(f"{argument.name} is not contiguous; pass {argument.name}.contiguous()")
-        blocks = math.prod(self._grid(*self._extent_values(tensors).values()))
+        tiles = math.prod(self._grid(*self._extent_values(tensors).values()))
+        blocks = tiles if self._cores is None else min(tiles, self._cores)
         if blocks > MAX_BLOCKS:
             raise ValueError(
                 f"{info.entry} needs {blocks} blocks; at most {MAX_BLOCKS} can be launched: use larger tiles"

@@ -36,6 +36,10 @@ class VirtualExecutable:
         chosen = execution.current()
         self.run(tensors, virtual.Schedule(chosen.order, chosen.seed, chosen.check))
 
+    def blocks(self, tensors: Sequence[torch.Tensor]) -> int:
+        """Blocks that a launch on ``tensors`` has."""
+        return self._marshal.blocks(tensors)
+
     def run(self, tensors: Sequence[torch.Tensor], schedule: virtual.Schedule) -> None:
         """As a call, under a given schedule.
 
@@ -43,7 +47,7 @@ class VirtualExecutable:
             TypeError, ValueError: the tensors do not fit the kernel's signature.
             VirtualFault: the virtual device found a fault in the kernel.
         """
-        blocks = self._marshal.blocks(tensors)
+        blocks = self.blocks(tensors)
         if blocks == 0:
             return
         scratch: dict[str, np.ndarray] = {}

@@ -12,6 +12,7 @@ from .declare_fp32 import declare_fp32
 from .flatten_grid import flatten_grid
 from .gemm_to_cube import gemm_to_cube
 from .inline_bindings import inline_bindings
+from .persistent_grid import persistent_grid
 from .rewriter import LoweringError
 from .split_rows import split_rows
 from .vector_regions import vector_regions
@@ -21,6 +22,7 @@ scheduling.install()
 PIPELINE: tuple[Pass, ...] = (
     lower_composites,
     flatten_grid,
+    persistent_grid,
     inline_bindings,
     gemm_to_cube,
     vector_regions,
@@ -38,6 +40,7 @@ __all__ = [
     "flatten_grid",
     "gemm_to_cube",
     "inline_bindings",
+    "persistent_grid",
     "split_rows",
     "vector_regions",
 ]
