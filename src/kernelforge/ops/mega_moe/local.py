@@ -130,8 +130,8 @@ def clamp_limit(swiglu_limit: float | None) -> float:
     return limit
 
 
-def _tuned(builder: str, device: str, kernel: str, rows: int, per_expert: int, **parameters: Any) -> Executable:
-    """A kernel under the schedule of its name for that many rows."""
+def tuned(builder: str, device: str, kernel: str, rows: int, per_expert: int, **parameters: Any) -> Executable:
+    """A kernel under the schedule of its name for that many rows, ``per_expert`` of them with each."""
     tiles = schedule("mega_moe", device, kernel=kernel, rows=rows, rows_per_expert=per_expert)
     return executable(KernelSpec.of(builder, NEEDS, **parameters, **tiles), device)
 
@@ -243,8 +243,8 @@ def ffn_kernels(
     extents = {"inter": inter, "hidden": hidden, "experts": experts, "limit": limit}
     gemm = {"N": hidden, "K": inter, "experts": experts, "a_format": "e4m3_e8m0", "out_dtype": "float32"}
     per_expert = -(-rows // experts)
-    linear1 = _tuned(f"{KERNELS}.linear1:moe_linear1", device, "linear1", rows, per_expert, **extents)
-    linear2 = _tuned(GEMM, device, "linear2", rows, per_expert, **gemm)
+    linear1 = tuned(f"{KERNELS}.linear1:moe_linear1", device, "linear1", rows, per_expert, **extents)
+    linear2 = tuned(GEMM, device, "linear2", rows, per_expert, **gemm)
     return _FfnKernels(linear1, linear2, shape)
 
 
@@ -267,11 +267,32 @@ def _ffn_impl(
         return y
     if offsets.device.type == "cpu":
         _check_offsets(offsets, x.shape[0])
+    h, h_scale = _first_layer(kernels, x, x_scale, offsets, weight, w1, w1_scale)
+    kernels.linear2(h, h_scale, w2.flatten(0, 1), w2_scale.flatten(0, 1), offsets, y)
+    return y
+
+
+def _first_layer(
+    kernels: _FfnKernels,
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    offsets: torch.Tensor,
+    weight: torch.Tensor,
+    w1: torch.Tensor,
+    w1_scale: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     h = x.new_empty((x.shape[0], kernels.shape.inter), dtype=torch.uint8)
     h_scale = h.new_empty((x.shape[0], kernels.shape.inter // BLOCK))
     kernels.linear1(x, x_scale, w1.flatten(0, 1), w1_scale.flatten(0, 1), offsets, weight, h, h_scale)
-    kernels.linear2(h, h_scale, w2.flatten(0, 1), w2_scale.flatten(0, 1), offsets, y)
-    return y
+    return h, h_scale
+
+
+def activation(*operands: torch.Tensor, limit: float, backend: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The activation between the layers of :func:`expert_ffn`, for its tensors: E4M3 bytes [n, inter], n not 0, and
+    scale bytes [n, inter/32]."""
+    kernels = ffn_kernels(*(meta(tensor) for tensor in operands), limit, backend)
+    assert kernels is not None
+    return _first_layer(kernels, *operands[:6])
 
 
 def _check_offsets(offsets: torch.Tensor, rows: int) -> None:
@@ -303,7 +324,7 @@ def _combine_kernel(y: Meta, inverse: Meta, backend: str | None) -> Executable |
     if y.shape.numel() == 0 or inverse.shape.numel() == 0:
         return None
     extents = {"hidden": y.shape[1], "slots": inverse.shape[1]}
-    return _tuned(f"{KERNELS}.combine:moe_combine", device, "combine", inverse.shape[0], 0, **extents)
+    return tuned(f"{KERNELS}.combine:moe_combine", device, "combine", inverse.shape[0], 0, **extents)
 
 
 def _combine_impl(y: torch.Tensor, inverse: torch.Tensor, backend: str | None) -> torch.Tensor:

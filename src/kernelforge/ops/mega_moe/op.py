@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..mx_quantize.op import quantize_mxfp8
-from ..support import Meta, bytes_of, choose_device, define, expect, meta, require_numerics, require_tensor
+from ..support import LIBRARY, bytes_of, define, meta, require_numerics, require_tensor
 from . import local
+from .dispatch import Operands, check, dispatch
+from .gradient import backward
 from .schedule.program import require_schedule, wave_argument
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-class Operands(NamedTuple):
-    """Tensors of a call, in the order of the schema."""
-
-    x: torch.Tensor
-    topk_idx: torch.Tensor
-    topk_weight: torch.Tensor
-    w1: torch.Tensor
-    w1_scale: torch.Tensor
-    w2: torch.Tensor
-    w2_scale: torch.Tensor
 
 
 def mega_moe(
@@ -95,53 +83,6 @@ def mega_moe(
     return out
 
 
-@functools.lru_cache(maxsize=1024)
-def _check(
-    x: Meta,
-    topk_idx: Meta,
-    topk_weight: Meta,
-    w1: Meta,
-    w1_scale: Meta,
-    w2: Meta,
-    w2_scale: Meta,
-    backend: str | None,
-) -> None:
-    shape = local.check_experts(w1, w1_scale, w2, w2_scale, x)
-    x = expect("x", x, (torch.bfloat16,), ("T", shape.hidden), x.device)
-    topk_idx = expect("topk_idx", topk_idx, (torch.int32,), (x.shape[0], "k"), x.device)
-    expect("topk_weight", topk_weight, (torch.float32,), tuple(topk_idx.shape), x.device)
-    choose_device(backend, x.device)
-
-
-class Dispatched(NamedTuple):
-    """Tokens as rows sorted by expert.
-
-    Attributes:
-        plan: where each pair went.
-        token: int64 [n], of each row.
-        weight: float32 [n].
-        x, x_scale: MXFP8 rows.
-    """
-
-    plan: local.Plan
-    token: torch.Tensor
-    weight: torch.Tensor
-    x: torch.Tensor
-    x_scale: torch.Tensor
-
-
-def dispatch(
-    x: torch.Tensor, topk_idx: torch.Tensor, topk_weight: torch.Tensor, experts: int, backend: str | None
-) -> Dispatched:
-    """Plan, quantize and gather; rows of dropped pairs, behind all experts, hold pair 0."""
-    plan = local.dispatch_plan(topk_idx, experts, backend)
-    codes, scale = quantize_mxfp8(x, backend=backend)
-    pair = plan.order.clamp(min=0).long()
-    token = pair // max(topk_idx.shape[1], 1)
-    rows = codes.view(torch.uint8)[token].view(torch.float8_e4m3fn)
-    return Dispatched(plan, token, topk_weight.flatten()[pair], rows, scale[token])
-
-
 def _impl(
     x: torch.Tensor,
     topk_idx: torch.Tensor,
@@ -154,7 +95,7 @@ def _impl(
     backend: str | None,
 ) -> torch.Tensor:
     operands = Operands(x, topk_idx, topk_weight, w1, w1_scale, w2, w2_scale)
-    _check(*(meta(tensor) for tensor in operands), backend)
+    check(*(meta(tensor) for tensor in operands), backend)
     rows = dispatch(x, topk_idx, topk_weight, w1.shape[0], backend)
     y = local.expert_ffn(
         rows.x, rows.x_scale, rows.plan.offsets, rows.weight, w1, w1_scale, w2, w2_scale, limit, backend
@@ -182,3 +123,16 @@ _moe = define(
     _impl,
     _fake,
 )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    *tensors, ctx.limit, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradient(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    grad_x, grad_weight, _, _ = backward(grad.contiguous(), *ctx.saved_tensors, ctx.limit, False, ctx.backend)
+    return grad_x, None, grad_weight, None, None, None, None, None, None
+
+
+torch.library.register_autograd("kernelforge::mega_moe", _gradient, setup_context=_save, lib=LIBRARY)

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats import bf16, mx
-from ...numerics.elementary import silu
+from ...numerics import window
+from ...numerics.elementary import sigmoid, silu
+from ...numerics.row_sum import row_sum
 from ..mxfp4_gemm.reference import grouped_mxfp4_gemm
 
 Float32 = NDArray[np.float32]
@@ -123,3 +125,100 @@ def mega_moe(
     weight = topk_weight.reshape(-1)[pairs]
     y = expert_ffn(codes[token], scale[token], plan.offsets, weight, *experts, swiglu_limit)
     return combine(y, plan.inverse)
+
+
+CHUNK = 128
+"""Elements of a backward contraction under one window exponent."""
+
+
+def product(a: Float32, b: Float32) -> Float32:
+    """float32 [M, N] = a [M, K] b [N, K]^T of bfloat16 values: C4 in chunks of 128, added ascending from +0.
+
+    A row whose chunk holds an infinity or a NaN makes NaN of its dots.
+    """
+    total = np.zeros((a.shape[0], b.shape[0]), np.float32)
+    with np.errstate(all="ignore"):
+        for start in range(0, a.shape[1], CHUNK):
+            parts = [mx.flush(side[:, start : start + CHUNK]) for side in (a, b)]
+            usable = [np.all(np.isfinite(part), axis=-1, keepdims=True) for part in parts]
+            finite = [np.where(good, part, np.float32(0)) for part, good in zip(parts, usable, strict=True)]
+            chunk = window.sliced_dot(*(window.window(part) for part in finite))
+            total = total + np.where(usable[0] & usable[1].T, chunk, np.float32(np.nan))
+    return bf16.canonical(total)
+
+
+class ActivationGradient(NamedTuple):
+    """Gradients of gate and up, bfloat16 values, and of the rows' weights."""
+
+    gate: Float32
+    up: Float32
+    weight: Float32
+
+
+def activation_backward(gate: Float32, up: Float32, grad: Float32, weight: Float32, limit: float) -> ActivationGradient:
+    """From the gradient of the activation, float32 [n, inter]; every factor is read by C1.
+
+    With s = sigmoid(g), the slope of silu is s + (g * s) * (1 - s). Nothing passes a clamp that holds.
+    """
+    top = np.float32(limit)
+    with np.errstate(all="ignore"):
+        g = mx.flush(np.where(gate > top, top, gate))
+        u = np.where(up > top, top, up)
+        u = mx.flush(np.where(u < -top, -top, u))
+        s = mx.flush(sigmoid(g))
+        slope = mx.flush(s + mx.flush(g * s) * (np.float32(1) - s))
+        value = mx.flush(silu(g))
+        down = mx.flush(grad)
+        of_weight = row_sum(down * mx.flush(value * u))
+        down = mx.flush(down * mx.flush(weight)[:, None])
+        of_gate = np.where(gate > top, np.float32(0), mx.flush(down * u) * slope)
+        of_up = np.where((up > top) | (up < -top), np.float32(0), down * value)
+    rounded = [bf16.decode(bf16.encode(bf16.canonical(x))) for x in (of_gate, of_up)]
+    return ActivationGradient(rounded[0], rounded[1], of_weight)
+
+
+class Gradient(NamedTuple):
+    """Gradients of x (bfloat16 bits), the weights of the slots, w1 and w2 (float32, of the values they stand for)."""
+
+    x: NDArray[np.uint16]
+    topk_weight: Float32
+    w1: Float32
+    w2: Float32
+
+
+def mega_moe_backward(
+    grad: NDArray[np.uint16],
+    x: NDArray[np.uint16],
+    topk_idx: Indices,
+    topk_weight: Float32,
+    experts: tuple[Bytes, Bytes, Bytes, Bytes],
+    swiglu_limit: float,
+) -> Gradient:
+    """Gradients of :func:`mega_moe`, quantizations passed straight through; rows of an expert in the plan's order."""
+    w1, w1_scale, w2, w2_scale = experts
+    inter = w2.shape[2] * 2
+    plan = dispatch_plan(topk_idx, w1.shape[0])
+    codes, scale = mx.quantize_mxfp8(bf16.decode(x))
+    rows = np.zeros((plan.order.size, x.shape[1]), np.float32)
+    of_weight = np.zeros(topk_idx.size, np.float32)
+    of_w1 = np.zeros((w1.shape[0], 2 * inter, x.shape[1]), np.float32)
+    of_w2 = np.zeros((w1.shape[0], x.shape[1], inter), np.float32)
+    for e in range(w1.shape[0]):
+        pairs = plan.order[plan.offsets[e] : plan.offsets[e + 1]]
+        if not pairs.size:
+            continue
+        token, weight = pairs // topk_idx.shape[1], topk_weight.reshape(-1)[pairs]
+        alone = np.array([0, pairs.size], np.int32)
+        given = codes[token], scale[token]
+        both = grouped_mxfp4_gemm(*given, w1[e : e + 1], w1_scale[e : e + 1], alone, "e4m3_e8m0", "float32")
+        gate, up = both[:, :inter], both[:, inter:]
+        h = mx.dequantize_mxfp8(*mx.quantize_mxfp8(swiglu(gate, up, weight, swiglu_limit)))
+        out = bf16.decode(grad[token])
+        wide1, wide2 = (mx.dequantize_mxfp4(w1[e], w1_scale[e]), mx.dequantize_mxfp4(w2[e], w2_scale[e]))
+        inner = activation_backward(gate, up, product(out, wide2.T), weight, swiglu_limit)
+        both = np.concatenate([inner.gate, inner.up], -1)
+        rows[plan.offsets[e] : plan.offsets[e + 1]] = product(both, wide1.T)
+        of_weight[pairs] = inner.weight
+        of_w1[e] = product(both.T, mx.dequantize_mxfp8(*given).T)
+        of_w2[e] = product(out.T, h.T)
+    return Gradient(combine(rows, plan.inverse), of_weight.reshape(topk_idx.shape), of_w1, of_w2)

@@ -13,4 +13,5 @@ SPEC = OpSpec(
     variants=("MXFP4 weights, MXFP8 activations",),
     cases="conformance:cases",
     kernels="conformance:kernels",
+    benchmark="benchmark:run",
 )
