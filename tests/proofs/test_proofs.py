@@ -7,9 +7,20 @@ import z3
 
 from kernelforge.formats import bf16, e2m1, e4m3, e8m0
 from kernelforge.numerics import window
-from kernelforge.proofs import ProofError, Theorem, attention, fp4_to_fp8, mega_moe, mx_accumulator, prove, prove_all
+from kernelforge.proofs import (
+    ProofError,
+    Theorem,
+    attention,
+    fp4_to_fp8,
+    mega_moe,
+    mx_accumulator,
+    prove,
+    prove_all,
+    sliced_dot,
+)
 
-THEOREMS = [*attention.theorems(), *fp4_to_fp8.theorems(), *mega_moe.theorems(), *mx_accumulator.theorems()]
+MODULES = (attention, fp4_to_fp8, mega_moe, mx_accumulator, sliced_dot)
+THEOREMS = [theorem for module in MODULES for theorem in module.theorems()]
 
 
 @pytest.mark.parametrize("theorem", THEOREMS, ids=[t.name for t in THEOREMS])
@@ -74,3 +85,18 @@ def test_contradictory_premises_are_refused():
     x = z3.Int("x")
     with pytest.raises(ProofError, match="no value at all"):
         prove(Theorem("vacuous", "", [x > 0, x < 0], z3.BoolVal(False)))
+
+
+def test_longer_rows_would_break_the_bound_of_the_sliced_dot(monkeypatch):
+    monkeypatch.setattr(sliced_dot, "WHOLE_ROWS", {(2, 2): 544})
+    with pytest.raises(ProofError, match="class_2x2"):
+        prove_all(sliced_dot._classes())
+
+
+def test_the_sliced_dots_proofs_speak_of_the_constants_in_use():
+    from kernelforge.ops.sinkhorn.op import SMALLEST_EPS
+
+    for (a, b), length in sliced_dot.WHOLE_ROWS.items():
+        assert window.chunk_length(length, a, b) == length
+        assert window.chunk_length(length + 1, a, b) == window.CHUNK
+    assert 2.0**sliced_dot.SMALLEST_EPS == SMALLEST_EPS

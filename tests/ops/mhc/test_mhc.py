@@ -69,7 +69,7 @@ SCHEDULES = [
         "pre": (16, 32),
         "post": (3, 32),
         "pre_backward": (5, 32),
-        "post_backward": (7, None),
+        "post_backward": (7, 32),
         "weight_gradient": (None, 32),
     },
     {"pre": (48, 96), "post": (16, 160), "pre_backward": (32, 160), "post_backward": (1, None)},

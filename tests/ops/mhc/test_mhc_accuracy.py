@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import mhc_float64
 import pytest
 import torch
 
 import kernelforge as kf
+from kernelforge.ops.mhc import eager
 
 T, N, C = 96, 4, 160
 KEPT = {"normal": 1e-5, "heavy-tailed": 1e-4, "outliers": 3e-4}
@@ -48,10 +48,10 @@ def test_results_and_gradients_are_close_to_float64(function, dtype, kind):
     wide = [t.double() for t in given]
     torch.manual_seed(5)
     # The gradient of a bfloat16 result comes in as bfloat16: let its values be exact in it.
-    shapes = [out.shape for out in _tuple(getattr(mhc_float64, function)(*wide))]
+    shapes = [out.shape for out in _tuple(getattr(eager, function)(*wide))]
     weights = [torch.randn(shape).bfloat16().float() for shape in shapes]
     outputs, grads = gradients(getattr(kf, function), given, weights)
-    wanted, wanted_grads = gradients(getattr(mhc_float64, function), wide, [w.double() for w in weights])
+    wanted, wanted_grads = gradients(getattr(eager, function), wide, [w.double() for w in weights])
     for have, want in [*zip(outputs, wanted, strict=True), *zip(grads, wanted_grads, strict=True)]:
         exact = 1e-5 if dtype == torch.float32 else KEPT[kind]
         # bfloat16 results carry their own rounding, half of 2^-8 at most.
@@ -66,11 +66,11 @@ def test_float64_formulas_pass_gradcheck():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     leaves = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((15, 24), (3,), (15,))]
-    assert torch.autograd.gradcheck(mhc_float64.mhc_pre, (x, *leaves))
+    assert torch.autograd.gradcheck(eager.mhc_pre, (x, *leaves))
     head = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 24), (1,), (3,))]
-    assert torch.autograd.gradcheck(mhc_float64.mhc_head, (x, *head))
+    assert torch.autograd.gradcheck(eager.mhc_head, (x, *head))
     post = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 8), (2, 3, 8), (2, 3), (2, 3, 3))]
-    assert torch.autograd.gradcheck(mhc_float64.mhc_post, tuple(post))
+    assert torch.autograd.gradcheck(eager.mhc_post, tuple(post))
 
 
 def test_agrees_with_transformers():

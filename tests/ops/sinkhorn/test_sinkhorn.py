@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import sinkhorn_float64
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kernelforge as kf
-from kernelforge.ops.sinkhorn import conformance, reference
+from kernelforge.ops.sinkhorn import conformance, eager, reference
 from kernelforge.ops.sinkhorn.op import KERNELS, NEEDS
 from kernelforge.runtime import KernelSpec, executable
 
@@ -44,7 +43,7 @@ def test_bits_are_the_references(device):
     )
     def holds(seed, tokens, data, n_iters):
         n, iters = n_iters
-        eps = 1e-6 if n == 4 else 2.0**-21
+        eps = 1e-6 if n == 4 else 2.0**-20
         operands = conformance.operands("test", seed, n, tokens, data)
         assert_same_bits(both(*operands, iters, eps, backend=device), expected(*operands, iters, eps))
 
@@ -53,7 +52,7 @@ def test_bits_are_the_references(device):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", range(2, 9))
-@pytest.mark.parametrize(("iters", "eps"), [(1, 1e-6), (20, 1.0), (100, 2.0**-21)])
+@pytest.mark.parametrize(("iters", "eps"), [(1, 1e-6), (20, 1.0), (100, 2.0**-20)])
 def test_bits_are_the_references_for_every_size(device, n, iters, eps):
     operands = conformance.operands("size", 3, n, 37, "special")
     assert_same_bits(both(*operands, iters, eps, backend=device), expected(*operands, iters, eps))
@@ -128,7 +127,7 @@ def test_gradient_is_close_to_float64_autograd():
     for size in (1.0, 5.0):
         logits, grad = (np.random.default_rng(7).standard_normal((2, 500, 4, 4)) * size).astype(np.float32)
         x = torch.from_numpy(logits).double().requires_grad_()
-        result = sinkhorn_float64.sinkhorn(x)
+        result = eager.sinkhorn(x)
         (wanted,) = torch.autograd.grad(result, x, torch.from_numpy(grad).double())
         ours = both(logits, grad)
         for have, want in zip(ours, (result.detach(), wanted), strict=True):
@@ -141,7 +140,7 @@ def test_gradient_is_close_to_float64_autograd():
 
 def test_float64_formula_passes_gradcheck():
     x = torch.randn(3, 4, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(sinkhorn_float64.sinkhorn, (x,))
+    assert torch.autograd.gradcheck(eager.sinkhorn, (x,))
 
 
 @pytest.mark.parametrize(

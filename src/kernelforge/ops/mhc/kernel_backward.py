@@ -11,14 +11,15 @@ from . import tile
 from .kernel import outputs
 
 
-def mhc_post_backward(n, C, dtype, block_T, threads):
+def mhc_post_backward(n, C, dtype, block_T, block_C, threads):
     """Gradients of y, x, post and comb in one pass over the streams.
 
     Args:
-        n, C, dtype, block_T, threads: as in :func:`.kernel.mhc_pre`.
+        n, C, dtype, block_T, block_C, threads: as in :func:`.kernel.mhc_pre`.
     """
     tokens = T.dynamic("tokens")
     storage = tile.STORAGE[dtype]
+    tile_C = tile.column_tile(C, block_C)
     dots = n + n * n
 
     @T.prim_func
@@ -36,6 +37,9 @@ def mhc_post_backward(n, C, dtype, block_T, threads):
         with T.Kernel(T.ceildiv(tokens, block_T), threads=threads) as bx:
             gate = T.alloc_shared((block_T, n), "float32")
             m = T.alloc_shared((block_T, n * n), "float32")
+            g = T.alloc_shared((block_T, n * tile_C), "float32")
+            streams = T.alloc_shared((block_T, n * tile_C), "float32")
+            block = T.alloc_shared((block_T, tile_C), "float32")
             # Row d * block_T + i: dot d of token i, post's n and then comb's n * n.
             lanes = T.alloc_shared((dots * block_T, LANES), "float32")
             sums = T.alloc_shared((dots * block_T,), "float32")
@@ -44,29 +48,40 @@ def mhc_post_backward(n, C, dtype, block_T, threads):
             for i, k in T.Parallel(block_T, n * n):
                 m[i, k] = read(comb[T.min(bx * block_T + i, tokens - 1), k])
             clear_lanes(lanes)
-            for step in T.serial(C // LANES):
-                for i, lane in T.Parallel(block_T, LANES):
+            for step in T.serial(C // tile_C):
+                # One tensor a loop: a compiler can then tell that stores do not change what is loaded.
+                for i, k, c in T.Parallel(block_T, n, tile_C):
+                    g[i, k * tile_C + c] = tile.value(
+                        grad[T.min(bx * block_T + i, tokens - 1), k * C + step * tile_C + c], dtype
+                    )
+                for i, k, c in T.Parallel(block_T, n, tile_C):
+                    streams[i, k * tile_C + c] = tile.value(
+                        x[T.min(bx * block_T + i, tokens - 1), k * C + step * tile_C + c], dtype
+                    )
+                for i, c in T.Parallel(block_T, tile_C):
+                    block[i, c] = tile.value(y[T.min(bx * block_T + i, tokens - 1), step * tile_C + c], dtype)
+                for i, c in T.Parallel(block_T, tile_C):
                     if bx * block_T + i < tokens:
-                        g = T.alloc_local((n,), "float32")
-                        for k in T.unroll(n):
-                            g[k] = tile.value(grad[bx * block_T + i, k * C + step * LANES + lane], dtype)
-                        block = T.alloc_var("float32")
-                        block = tile.value(y[bx * block_T + i, step * LANES + lane], dtype)
-                        y_grad[bx * block_T + i, step * LANES + lane] = tile.stored(
-                            ordered_sum([gate[i, k] * g[k] for k in range(n)]), dtype
+                        y_grad[bx * block_T + i, step * tile_C + c] = tile.stored(
+                            ordered_sum([gate[i, k] * g[i, k * tile_C + c] for k in range(n)]), dtype
                         )
-                        for k in T.unroll(n):
-                            lanes[k * block_T + i, lane] = lanes[k * block_T + i, lane] + g[k] * block
-                        for j in T.unroll(n):
-                            stream = T.alloc_var("float32")
-                            stream = tile.value(x[bx * block_T + i, j * C + step * LANES + lane], dtype)
-                            for k in T.unroll(n):
-                                lanes[(n + j * n + k) * block_T + i, lane] = (
-                                    lanes[(n + j * n + k) * block_T + i, lane] + stream * g[k]
-                                )
-                            x_grad[bx * block_T + i, j * C + step * LANES + lane] = tile.stored(
-                                ordered_sum([m[i, j * n + k] * g[k] for k in range(n)]), dtype
-                            )
+                for i, j, c in T.Parallel(block_T, n, tile_C):
+                    if bx * block_T + i < tokens:
+                        x_grad[bx * block_T + i, j * C + step * tile_C + c] = tile.stored(
+                            ordered_sum([m[i, j * n + k] * g[i, k * tile_C + c] for k in range(n)]), dtype
+                        )
+                for i, k, lane in T.Parallel(block_T, n, LANES):
+                    for part in T.unroll(tile_C // LANES):
+                        lanes[k * block_T + i, lane] = (
+                            lanes[k * block_T + i, lane]
+                            + g[i, k * tile_C + part * LANES + lane] * block[i, part * LANES + lane]
+                        )
+                for i, j, k, lane in T.Parallel(block_T, n, n, LANES):
+                    for part in T.unroll(tile_C // LANES):
+                        lanes[(n + j * n + k) * block_T + i, lane] = (
+                            lanes[(n + j * n + k) * block_T + i, lane]
+                            + streams[i, j * tile_C + part * LANES + lane] * g[i, k * tile_C + part * LANES + lane]
+                        )
             join_lanes(lanes, sums)
             for i, k in T.Parallel(block_T, n):
                 if bx * block_T + i < tokens:

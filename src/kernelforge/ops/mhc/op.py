@@ -37,7 +37,7 @@ def mhc_pre(
         scale: float32 [3].
         base: float32 [n(n+2)].
         iters, eps: Sinkhorn's, as in :func:`kernelforge.sinkhorn`; ``eps`` is also added to pre.
-        norm_eps: added to the mean square under the root, 2^-21 to 1.
+        norm_eps: added to the mean square under the root, 2^-20 to 1.
         numerics: ``"exact"``, the contract of ``docs/numerics.md``.
         backend: None for the tensors' own device, or a device name such as ``"cpu"``, ``"cuda:virtual"``.
 

@@ -13,4 +13,5 @@ SPEC = OpSpec(
     variants=("bfloat16 streams", "float32 streams"),
     cases="conformance:cases",
     kernels="conformance:kernels",
+    benchmark="benchmark:run",
 )

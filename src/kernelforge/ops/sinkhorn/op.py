@@ -15,7 +15,7 @@ from ..support import LIBRARY, Meta, choose_device, define, expect, meta, requir
 NEEDS = frozenset({FP32_IEEE, INT32})
 KERNELS = "kernelforge.ops.sinkhorn.kernel"
 STREAMS = (2, 8)
-SMALLEST_EPS, LARGEST_EPS = 2.0**-21, 1.0
+SMALLEST_EPS, LARGEST_EPS = 2.0**-20, 1.0
 LARGEST_ITERS = 100
 
 
@@ -30,7 +30,7 @@ def sinkhorn(
     Args:
         logits: float32 [..., n, n], 2 <= n <= 8, contiguous.
         iters: 1 to 100.
-        eps: 2^-21 (4.8e-7) to 1.
+        eps: 2^-20 (9.5e-7) to 1.
         numerics: ``"exact"``, the contract of ``docs/numerics.md``.
         backend: None for the tensor's own device, or a device name such as ``"cpu"``, ``"cuda:virtual"``.
 
@@ -57,7 +57,7 @@ def check_iterations(iters: int, eps: float) -> None:
 def check_eps(name: str, eps: float) -> None:
     """Raise ``ValueError`` unless ``eps`` keeps every intermediate value away from zero."""
     if not SMALLEST_EPS <= eps <= LARGEST_EPS:
-        raise ValueError(f"{name}: given {eps!r}, wanted a number from 2^-21 (4.8e-7) to 1")
+        raise ValueError(f"{name}: given {eps!r}, wanted a number from 2^-20 (9.5e-7) to 1")
 
 
 def check_streams(name: str, given: Meta, n: int) -> None:

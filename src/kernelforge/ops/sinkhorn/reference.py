@@ -1,7 +1,7 @@
 """Sinkhorn normalization in NumPy: these functions define the bits.
 
 Matrices are [..., n, n], n at most 8. R(n) is the row sum of contract C7, ``recip`` and ``exp`` are those of C6. With
-eps in [2^-21, 1] every entry of every iterate is at least 2^-52 (``docs/numerics.md``), so no product or sum below is
+eps in [2^-20, 1] every entry of every iterate is at least 2^-50 (``docs/numerics.md``), so no product or sum below is
 subnormal.
 """
 

@@ -13,4 +13,5 @@ SPEC = OpSpec(
     variants=("forward", "backward"),
     cases="conformance:cases",
     kernels="conformance:kernels",
+    benchmark="benchmark:run",
 )

@@ -1,0 +1,31 @@
+"""Torch modules over kernelforge's ops. A module is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .hyper_connection import HyperConnection, HyperHead
+
+_API = {
+    "HyperConnection": "hyper_connection",
+    "HyperHead": "hyper_connection",
+}
+
+__all__ = [
+    "HyperConnection",
+    "HyperHead",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _API:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_API[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_API})
