@@ -12,6 +12,7 @@ from kernelforge.proofs import (
     Theorem,
     attention,
     fp4_to_fp8,
+    indexer,
     mega_moe,
     mx_accumulator,
     prove,
@@ -19,7 +20,7 @@ from kernelforge.proofs import (
     sliced_dot,
 )
 
-MODULES = (attention, fp4_to_fp8, mega_moe, mx_accumulator, sliced_dot)
+MODULES = (attention, fp4_to_fp8, indexer, mega_moe, mx_accumulator, sliced_dot)
 THEOREMS = [theorem for module in MODULES for theorem in module.theorems()]
 
 
@@ -41,6 +42,8 @@ def test_the_proofs_speak_of_the_constants_in_use():
     bf16_amax = bf16.decode(np.arange(77 << 7, 0x7F80, dtype=np.uint16))
     exponents = window.exponent_of(bf16_amax)
     assert (exponents.min(), exponents.max()) == mx_accumulator.BF16_WINDOW
+    assert e2m1.DOUBLED.max() == indexer.WEIGHT_LIMIT
+    assert bf16.NAN == indexer.NAN
     assert {c: int(e2m1.DOUBLED[c]) for c in range(1, 8)} == fp4_to_fp8.MAGNITUDES
 
 
