@@ -47,11 +47,17 @@ KF_MICROKERNEL int32_t kf_select_reduce(int32_t* keys, int32_t* index, int32_t* 
 KF_MICROKERNEL int32_t kf_select_sort(const int32_t* keys, const int32_t* count, int32_t* order, int32_t capacity,
                                       int32_t queries, int32_t size);
 
-// A state (m[heads], l[heads], o[heads][width]) with one chunk of entries; see kernelforge.numerics.attention.
+// A state (m[heads], l[heads], o[heads][width]) with one chunk of entries; see kernelforge.numerics.attention. `fresh`:
+// the state before is empty and not read.
 KF_MICROKERNEL int32_t kf_attention_chunk(float* m, float* l, float* o, int64_t ld_o, const int8_t* q_high,
                                           const int8_t* q_low, const int32_t* q_exponent, const uint16_t* kv,
                                           const uint16_t* entries, const int32_t* segment, const int32_t* rows,
-                                          int32_t heads, int32_t width, int32_t factor_bits);
+                                          int32_t heads, int32_t width, int32_t factor_bits, int32_t fresh);
+// The same by bfloat16 dots where the CPU has them: not the definition's bits.
+KF_MICROKERNEL int32_t kf_attention_chunk_native(float* m, float* l, float* o, int64_t ld_o, const int8_t* q_high,
+                                                 const int8_t* q_low, const int32_t* q_exponent, const uint16_t* kv,
+                                                 const uint16_t* entries, const int32_t* segment, const int32_t* rows,
+                                                 int32_t heads, int32_t width, int32_t factor_bits, int32_t fresh);
 
 // Slices and exponents of n rows of bfloat16.
 KF_MICROKERNEL int32_t kf_cut_rows(const uint16_t* x, int8_t* high, int8_t* low, int32_t* exponent, int32_t n,

@@ -28,6 +28,7 @@ struct AttentionChunk {
   const int32_t* rows;     // [128], negative where the chunk has no entry
   int heads, width;
   float factor;
+  bool fresh;  // the state before is empty and not read
 
   const uint16_t* row(int j) const { return source + int64_t(rows[j]) * width; }
   // Positions in the chunk that hold an entry; exact sums do not care where.
@@ -88,6 +89,10 @@ KF_INLINE float joined(int32_t high, int32_t cross, int32_t low) {
 inline void merge_factors(const AttentionChunk& x, const float* chunk_m, const float* chunk_l, float* kept,
                           float* added) {
   for (int i = 0; i < x.heads; ++i) {
+    if (x.fresh) {
+      x.m[i] = -0x1p120f;
+      x.l[i] = 0.0f;
+    }
     const float top = chunk_m[i] > x.m[i] ? chunk_m[i] : x.m[i];
     kept[i] = exp2_of_nonpositive(x.m[i] - top);
     added[i] = exp2_of_nonpositive(chunk_m[i] - top);
@@ -154,7 +159,8 @@ inline int attention_chunk_by_gemm(Isa isa, const AttentionChunk& x) {
     for (int d = 0; d < width; ++d) {
       const int64_t e = int64_t(i) * width + d;
       float* o = x.o + i * x.ld_o + d;
-      *o = limit(*o * kept[i]) + limit(scaled(joined(hh[e], cross[e], ll[e]), largest - 15) * added[i]);
+      *o = (x.fresh ? 0.0f : limit(*o * kept[i])) +
+           limit(scaled(joined(hh[e], cross[e], ll[e]), largest - 15) * added[i]);
     }
   }
   return kOk;

@@ -317,7 +317,7 @@ inline int attention_chunk_vnni(const AttentionChunk& x) {
         for (int s = 0; s < 2; ++s) {
           float* o = x.o + (i + r) * x.ld_o + d + 16 * s;
           const __m512 value = limit16(_mm512_scalef_ps(total[r][s], places));
-          const __m512 old = limit16(_mm512_mul_ps(_mm512_loadu_ps(o), a));
+          const __m512 old = x.fresh ? _mm512_setzero_ps() : limit16(_mm512_mul_ps(_mm512_loadu_ps(o), a));
           _mm512_storeu_ps(o, _mm512_add_ps(old, limit16(_mm512_mul_ps(value, b))));
         }
       }

@@ -42,7 +42,13 @@ def parts(problem: conformance.Problem, splits: int, block_H: int, block_E: int,
     x, p = operands(problem), problem
     tiles = {"block_H": block_H, "block_E": block_E, "block_D": block_D, "threads": 64}
     shape = {"H": p.H, "D": p.D, "window": p.window}
-    finder = {"ratio": 1 if p.topk else p.ratio, "topk": p.topk, "page": p.page, "factor_bits": factor_bits(x.scale)}
+    finder = {
+        "ratio": 1 if p.topk else p.ratio,
+        "topk": p.topk,
+        "page": p.page,
+        "factor_bits": factor_bits(x.scale),
+        "native": False,
+    }
     Q, slots = p.B * p.S, 2 + -(-(p.topk or p.N) // 128)
     entries = x.entries if x.pages is None else conformance.paged(x.entries, x.pages, p.page)
     selected = np.zeros((Q, 1), np.int32)
@@ -158,6 +164,25 @@ def test_selected_entries_are_a_set():
     np.testing.assert_array_equal(conformance.bits(out), want(case))
 
 
+@pytest.mark.parametrize("problem", [csa, hca])
+def test_native_mode_is_close_and_the_same_from_run_to_run(problem):
+    case = problem(SEED, rope=0, page=0)
+    x = operands(case)
+    first = tuple(map(tensor, (x.q, x.kv, x.entries)))
+    last = tuple(map(tensor, (x.sink, x.positions)))
+    options = {"kv_start": tensor(x.kv_start), "numerics": "native"}
+
+    def call() -> torch.Tensor:
+        if x.indices is None:
+            return kf.hca_attention(*first, *last, ratio=case.ratio, **options)
+        return kf.csa_attention(*first, tensor(x.indices), *last, **options)
+
+    out, exact = call(), tensor(want(case))
+    assert torch.equal(out.view(torch.int16), call().view(torch.int16))
+    error = (out.float() - exact.float()).norm() / exact.float().norm()
+    assert error < 1e-2
+
+
 def test_a_query_that_sees_nothing_returns_zero():
     case = replace(csa(SEED), data="unseen")
     assert not want(case).any()
@@ -219,7 +244,7 @@ def test_errors_say_what_is_wanted(changes, error, words):
 def test_torch_checks_the_registration():
     x = operands(csa(SEED, rope=0))
     given = tuple(map(tensor, (x.q, x.kv, x.entries, x.indices, x.sink, x.positions)))
-    rest = (128, 0.125, tensor(x.kv_start), None, None, None, None)
+    rest = (128, 0.125, tensor(x.kv_start), None, None, None, "exact", None)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.kernelforge.csa_attention.default, (*given, *rest), test_utils=checks)
     paged = (*given[:3], *given[4:], 128, 0.125, 4, *rest[2:])

@@ -29,7 +29,8 @@ def _attention_chunk(composite: Composite) -> Any:
     operands.append(tirx.IntImm("int64", int(o[0].buffer.shape[1])))
     operands += [_address(load) for load in (q_high, q_low, q_exponent, kv, entries, segment, rows)]
     factor = _int32(composite.parameters["factor"])
-    return checked("kf_attention_chunk", [*operands, _int32(heads), _int32(width), factor])
+    name = "kf_attention_chunk_native" if composite.parameters["native"] and heads % 8 == 0 else "kf_attention_chunk"
+    return checked(name, [*operands, _int32(heads), _int32(width), factor, _int32(composite.parameters["fresh"])])
 
 
 def _cut_rows(composite: Composite) -> Any:

@@ -190,6 +190,8 @@ def attention_chunk(
     factor: float,
     factor_bits: int,
     block_E: int,
+    native: bool,
+    fresh: bool,
 ) -> None:
     """The state with the contribution of one chunk of entries.
 
@@ -201,6 +203,8 @@ def attention_chunk(
         rows: int32 [128]: the entries in their order, negative where the chunk has none; at least one is not.
         factor, factor_bits: what scores are multiplied by, and its bits.
         block_E: entries cut at a time for the scores; divides 128, at least 16.
+        fresh: the state before is empty, whatever ``m``, ``l`` and ``o`` hold.
+        native: a backend that takes the region may use its fastest dots instead of exact ones.
     """
     with composite(
         "attention_chunk",
@@ -215,7 +219,11 @@ def attention_chunk(
         rows,
         *o,
         factor=factor_bits,
+        native=int(native),
+        fresh=int(fresh),
     ):
+        if fresh:
+            start_empty(m, l, o)
         heads, width = q_high.shape
         block_D = o[0].shape[1]
         raw = T.alloc_shared((block_E, width), "uint16")

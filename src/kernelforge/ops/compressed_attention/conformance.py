@@ -120,9 +120,11 @@ def kernels(device: str) -> Mapping[str, KernelSpec]:
     shape = {"H": 64, "D": 512, "window": 128}
     found = {}
     for variant, topk, ratio in (("csa", 512, 1), ("hca", 0, 128)):
-        tiles = dict(schedule("compressed_attention", device, H=64, D=512, topk=topk, queries=4096, chunks=6))
+        tiles = dict(
+            schedule("compressed_attention", device, H=64, D=512, topk=topk, queries=4096, chunks=6, threads=1)
+        )
         del tiles["splits"], tiles["merge_block_H"]
-        finder = {"ratio": ratio, "topk": topk, "page": 0, "factor_bits": factor_bits(512**-0.5)}
+        finder = {"ratio": ratio, "topk": topk, "page": 0, "factor_bits": factor_bits(512**-0.5), "native": False}
         found[variant] = KernelSpec.of(f"{BUILDER}attention", NEEDS, rope=0, **shape, **finder, **tiles)
     return found
 

@@ -10,6 +10,7 @@ import tilelang.language as T
 from ...formats.tile import bf16
 from ...numerics.attention import CHUNK
 from ...numerics.tile.attention import (
+    EMPTY,
     attention_chunk,
     bits_of,
     cut_rows,
@@ -18,7 +19,6 @@ from ...numerics.tile.attention import (
     merge,
     read,
     start,
-    start_empty,
 )
 
 SIZES = 4
@@ -150,7 +150,7 @@ def _factor(factor_bits):
     return struct.unpack("<f", struct.pack("<i", factor_bits))[0]
 
 
-def attention(H, D, window, ratio, topk, page, rope, factor_bits, block_H, block_E, block_D, threads):
+def attention(H, D, window, ratio, topk, page, rope, factor_bits, native, block_H, block_E, block_D, threads):
     """out = attention of each query over its window and its compressed entries.
 
     Args:
@@ -160,6 +160,7 @@ def attention(H, D, window, ratio, topk, page, rope, factor_bits, block_H, block
         page: entries to a page, or 0 where a batch row's entries lie side by side.
         rope: channels to rotate back on the output.
         factor_bits: float32 bits of what scores are multiplied by.
+        native: leave exactness to the backend (native mode).
         block_H, block_E, block_D, threads: schedule; never changes a bit of the result.
     """
     Q, rows_q, rows_kv, rows_e = T.dynamic("Q"), T.dynamic("rows_q"), T.dynamic("rows_kv"), T.dynamic("rows_e")
@@ -214,6 +215,8 @@ def attention(H, D, window, ratio, topk, page, rope, factor_bits, block_H, block
                         _factor(factor_bits),
                         factor_bits,
                         block_E,
+                        native,
+                        False,
                     )
             finish(l, o)
             _write(o, query, bh * block_H, H, rope, cos, sin, out)
@@ -221,7 +224,7 @@ def attention(H, D, window, ratio, topk, page, rope, factor_bits, block_H, block
     return main
 
 
-def attention_parts(H, D, window, ratio, topk, page, factor_bits, splits, block_H, block_E, block_D, threads):
+def attention_parts(H, D, window, ratio, topk, page, factor_bits, native, splits, block_H, block_E, block_D, threads):
     """The states of single chunks, in any order: what :func:`attention_merge` puts together.
 
     Args:
@@ -267,7 +270,6 @@ def attention_parts(H, D, window, ratio, topk, page, factor_bits, splits, block_
                 c = split + turn * splits
                 if c < slots + C:
                     visible = find_chunk(c, query, positions, kv_start, selected, table, sizes, rows, segment)
-                    start_empty(m, l, o)
                     if visible == 1:
                         attention_chunk(
                             m,
@@ -283,6 +285,8 @@ def attention_parts(H, D, window, ratio, topk, page, factor_bits, splits, block_
                             _factor(factor_bits),
                             factor_bits,
                             block_E,
+                            native,
+                            True,
                         )
                         for block, tile in enumerate(o):
                             for i, d in T.Parallel(block_H, block_D):
@@ -290,8 +294,10 @@ def attention_parts(H, D, window, ratio, topk, page, factor_bits, splits, block_
                                     part_o[(query * (slots + C) + c) * H + head + i, block * block_D + d] = tile[i, d]
                     for i in T.Parallel(block_H):
                         if head + i < H:
-                            part_m[query * (slots + C) + c, head + i] = m[i]
-                            part_l[query * (slots + C) + c, head + i] = l[i]
+                            part_m[query * (slots + C) + c, head + i] = T.if_then_else(
+                                visible == 1, m[i], T.float32(EMPTY)
+                            )
+                            part_l[query * (slots + C) + c, head + i] = T.if_then_else(visible == 1, l[i], T.float32(0))
 
     return main
 

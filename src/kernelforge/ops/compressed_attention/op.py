@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+import threading
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,10 @@ from ..support import Meta, choose_device, define, expect, meta, require_numeric
 CHUNK = 128
 LARGEST_D = 512
 NEEDS = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32})
+MODES = ("exact", "native")
 BUILDER = "kernelforge.ops.compressed_attention.kernel:"
-NONE = torch.iinfo(torch.int32).max
-"""Sorts behind every index."""
+SIGN = -(2**31)
+"""With its sign bit turned, -1 sorts behind every index."""
 
 
 def csa_attention(
@@ -61,7 +63,8 @@ def csa_attention(
         block_table: int32 [B, n]: the pages of a batch row's entries, in order. Entry i lies in page i // page.
         cos, sin: float32 [B, S, R / 2] of the queries' positions: undo the rotation (interleaved pairs) on the last R
             channels of the output.
-        numerics: ``"exact"``, the contract of ``docs/numerics.md`` (C1, C2, C4 to C6, C8).
+        numerics: ``"exact"``, the contract of ``docs/numerics.md`` (C1, C2, C4 to C6, C8), or ``"native"``: bfloat16
+            dots and probabilities on CPUs that have them (AVX512-BF16), deterministic; elsewhere the exact path.
         backend: None for the tensors' own device, or a device name such as ``"cpu"``, ``"cuda:virtual"``.
 
     Returns:
@@ -71,12 +74,25 @@ def csa_attention(
         TypeError, ValueError: an argument is wrong; the message names it, what was given and what is wanted.
         DeviceUnavailable: the device cannot run here.
     """
-    require_numerics("csa_attention", numerics)
+    require_numerics("csa_attention", numerics, MODES)
     for name, value in (("q", q), ("kv", kv), ("entries", entries), ("indices", indices)):
         require_tensor(name, value)
     _require_common(sink, positions)
     return _csa(
-        q, kv, entries, indices, sink, positions, window, _scale(q, scale), kv_start, block_table, cos, sin, backend
+        q,
+        kv,
+        entries,
+        indices,
+        sink,
+        positions,
+        window,
+        _scale(q, scale),
+        kv_start,
+        block_table,
+        cos,
+        sin,
+        numerics,
+        backend,
     )
 
 
@@ -112,12 +128,25 @@ def hca_attention(
     Raises:
         TypeError, ValueError, DeviceUnavailable: as in :func:`csa_attention`.
     """
-    require_numerics("hca_attention", numerics)
+    require_numerics("hca_attention", numerics, MODES)
     for name, value in (("q", q), ("kv", kv), ("entries", entries)):
         require_tensor(name, value)
     _require_common(sink, positions)
     return _hca(
-        q, kv, entries, sink, positions, window, _scale(q, scale), ratio, kv_start, block_table, cos, sin, backend
+        q,
+        kv,
+        entries,
+        sink,
+        positions,
+        window,
+        _scale(q, scale),
+        ratio,
+        kv_start,
+        block_table,
+        cos,
+        sin,
+        numerics,
+        backend,
     )
 
 
@@ -219,7 +248,9 @@ def factor_bits(scale: float) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(given: Arguments, window: int, scale: float, ratio: int, backend: str | None) -> Plan:
+def _plan(
+    given: Arguments, window: int, scale: float, ratio: int, numerics: str, backend: str | None, threads: int
+) -> Plan:
     problem = _check(given, window, scale, ratio)
     device = choose_device(backend, given.q.device)
     here = given.q.device
@@ -236,6 +267,7 @@ def _plan(given: Arguments, window: int, scale: float, ratio: int, backend: str 
             device,
             queries=problem.B * problem.S,
             chunks=chunks + window_slots,
+            threads=threads,
             **{name: getattr(problem, name) for name in ("H", "D", "topk")},
         )
     )
@@ -248,6 +280,7 @@ def _plan(given: Arguments, window: int, scale: float, ratio: int, backend: str 
         "topk": problem.topk,
         "page": problem.page,
         "factor_bits": factor_bits(scale),
+        "native": numerics == "native",
     }
 
     def kernel(name: str, **parameters: int) -> Executable:
@@ -280,6 +313,25 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
+_kept = threading.local()
+"""The last states' memory of each thread, on the CPU: fresh pages cost a decode step more than its arithmetic."""
+
+_KEPT_BYTES = 1 << 26
+
+
+def _states(parts: int, H: int, D: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``m``, ``l`` [parts, H] and ``o`` [parts * H, D], uninitialized."""
+    rows = parts * H
+    count = rows * (D + 2)
+    memory: torch.Tensor | None = getattr(_kept, "memory", None) if device.type == "cpu" else None
+    if memory is None or memory.shape[0] < count:
+        memory = torch.empty(count, dtype=torch.float32, device=device)
+        if device.type == "cpu" and memory.nbytes <= _KEPT_BYTES:
+            _kept.memory = memory
+    o, m, l = memory[: rows * D], memory[rows * D : rows * (D + 1)], memory[rows * (D + 1) : count]  # noqa: E741
+    return m.view(parts, H), l.view(parts, H), o.view(rows, D)
+
+
 def _sorted(indices: torch.Tensor, N: int) -> torch.Tensor:
     """Ascending selected entries, -1 last."""
     if indices.shape[-1] == 0:
@@ -289,8 +341,7 @@ def _sorted(indices: torch.Tensor, N: int) -> torch.Tensor:
         if int(low) < -1 or int(high) >= N:
             raise ValueError(f"indices: given values from {int(low)} to {int(high)}, wanted -1 to {N - 1}")
     rows = indices.view(-1, indices.shape[-1])
-    ordered = torch.where(rows < 0, NONE, rows).sort(-1).values
-    return torch.where(ordered == NONE, -1, ordered)
+    return (rows ^ SIGN).sort(-1).values.bitwise_xor_(SIGN)
 
 
 def _run(
@@ -307,10 +358,19 @@ def _run(
     block_table: torch.Tensor | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
+    numerics: str,
     backend: str | None,
 ) -> torch.Tensor:
     tensors = (q, kv, entries, indices, sink, positions, kv_start, block_table, cos, sin)
-    plan = _plan(Arguments(*(meta(tensor) for tensor in tensors)), window, scale, ratio, backend)  # type: ignore[arg-type]
+    plan = _plan(
+        Arguments(*(meta(tensor) for tensor in tensors)),
+        window,
+        scale,
+        ratio,
+        numerics,
+        backend,
+        torch.get_num_threads(),
+    )  # type: ignore[arg-type]
     problem = plan.problem
     out = torch.empty_like(q)
     Q = problem.B * problem.S
@@ -318,7 +378,8 @@ def _run(
         return out
     here = q.device
     if kv_start is None:
-        kv_start = positions.amax(-1) + (1 - problem.T)
+        latest = positions.view(-1) if problem.S == 1 else positions.amax(-1)
+        kv_start = latest + (1 - problem.T)
     at, first = positions.to(torch.int32).view(-1), kv_start.to(torch.int32)
     selected = _zeros((Q, 1), torch.int32, here) if indices is None else _sorted(indices, problem.N)
     table = _zeros((1,), torch.int32, here) if block_table is None or not block_table.numel() else block_table.view(-1)
@@ -335,9 +396,7 @@ def _run(
     assert plan.parts is not None
     assert plan.merge is not None
     parts = Q * (plan.window_slots + plan.chunk_slots.shape[0])
-    part_m = torch.empty((parts, problem.H), dtype=torch.float32, device=here)
-    part_l = torch.empty_like(part_m)
-    part_o = torch.empty((parts * problem.H, problem.D), dtype=torch.float32, device=here)
+    part_m, part_l, part_o = _states(parts, problem.H, problem.D, here)
     plan.parts(*operands, *places, part_m, part_l, part_o)
     plan.merge(part_m, part_l, part_o, sink, plan.chunk_slots, *rotation, flat_out)
     return out
@@ -356,9 +415,12 @@ def _csa_impl(
     block_table: torch.Tensor | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
+    numerics: str,
     backend: str | None,
 ) -> torch.Tensor:
-    return _run(q, kv, entries, indices, sink, positions, window, scale, 1, kv_start, block_table, cos, sin, backend)
+    return _run(
+        q, kv, entries, indices, sink, positions, window, scale, 1, kv_start, block_table, cos, sin, numerics, backend
+    )
 
 
 def _hca_impl(
@@ -374,9 +436,12 @@ def _hca_impl(
     block_table: torch.Tensor | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
+    numerics: str,
     backend: str | None,
 ) -> torch.Tensor:
-    return _run(q, kv, entries, None, sink, positions, window, scale, ratio, kv_start, block_table, cos, sin, backend)
+    return _run(
+        q, kv, entries, None, sink, positions, window, scale, ratio, kv_start, block_table, cos, sin, numerics, backend
+    )
 
 
 def _fake(q: torch.Tensor, *_: object) -> torch.Tensor:
@@ -385,13 +450,14 @@ def _fake(q: torch.Tensor, *_: object) -> torch.Tensor:
 
 _csa = define(
     "csa_attention(Tensor q, Tensor kv, Tensor entries, Tensor indices, Tensor sink, Tensor positions, int window, "
-    "float scale, Tensor? kv_start, Tensor? block_table, Tensor? cos, Tensor? sin, str? backend) -> Tensor",
+    "float scale, Tensor? kv_start, Tensor? block_table, Tensor? cos, Tensor? sin, str numerics, str? backend) "
+    "-> Tensor",
     _csa_impl,
     _fake,
 )
 _hca = define(
     "hca_attention(Tensor q, Tensor kv, Tensor entries, Tensor sink, Tensor positions, int window, float scale, "
-    "int ratio, Tensor? kv_start, Tensor? block_table, Tensor? cos, Tensor? sin, str? backend) -> Tensor",
+    "int ratio, Tensor? kv_start, Tensor? block_table, Tensor? cos, Tensor? sin, str numerics, str? backend) -> Tensor",
     _hca_impl,
     _fake,
 )

@@ -10,6 +10,7 @@ SPEC = OpSpec(
     summary="attention over a window, compressed entries (CSA: selected, HCA: all complete ones) and a sink",
     functions=("csa_attention", "hca_attention"),
     needs=frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32}),
+    modes=("exact", "native"),
     variants=("CSA", "HCA"),
     cases="conformance:cases",
     kernels="conformance:kernels",

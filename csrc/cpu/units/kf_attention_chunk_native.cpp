@@ -1,0 +1,20 @@
+#include "kernelforge_cpu.h"
+#include "kf_attention_bf16.h"
+
+int32_t kf_attention_chunk_native(float* m, float* l, float* o, int64_t ld_o, const int8_t* q_high, const int8_t* q_low,
+                                  const int32_t* q_exponent, const uint16_t* kv, const uint16_t* entries,
+                                  const int32_t* segment, const int32_t* rows, int32_t heads, int32_t width,
+                                  int32_t factor_bits, int32_t fresh) {
+  const kf::AttentionChunk chunk{m,         l,     o,          ld_o,
+                                 q_high,    q_low, q_exponent, *segment == 0 ? kv : entries,
+                                 rows,      heads, width,      kf_f(factor_bits),
+                                 fresh != 0};
+  if (heads < 0 || heads % 8 != 0 || width < 0 || width % 32 != 0) return kf::kBadArgument;
+#if defined(KF_X86)
+  if (kf::current_isa() >= kf::Isa::kAvx512Bf16 && kf::isa_available(kf::Isa::kAvx512Bf16)) {
+    return kf::attention_chunk_bf16(chunk);
+  }
+  if (kf::current_isa() == kf::Isa::kAvx512Vnni) return kf::attention_chunk_vnni(chunk);
+#endif
+  return kf::attention_chunk_by_gemm(kf::current_isa(), chunk);
+}
