@@ -362,15 +362,8 @@ def _run(
     backend: str | None,
 ) -> torch.Tensor:
     tensors = (q, kv, entries, indices, sink, positions, kv_start, block_table, cos, sin)
-    plan = _plan(
-        Arguments(*(meta(tensor) for tensor in tensors)),
-        window,
-        scale,
-        ratio,
-        numerics,
-        backend,
-        torch.get_num_threads(),
-    )  # type: ignore[arg-type]
+    given = Arguments(*map(meta, tensors))  # type: ignore[arg-type]
+    plan = _plan(given, window, scale, ratio, numerics, backend, torch.get_num_threads())
     problem = plan.problem
     out = torch.empty_like(q)
     Q = problem.B * problem.S
