@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .ops.mega_moe.op import mega_moe
     from .ops.mega_moe.schedule import moe_schedule
     from .ops.mhc.op import mhc_head, mhc_post, mhc_pre
+    from .ops.mx_quantize.fake_quant import fake_quant_mxfp4
     from .ops.mx_quantize.op import dequantize_mxfp4, quantize_mxfp4, quantize_mxfp8
     from .ops.mxfp4_gemm.op import grouped_mxfp4_gemm, mxfp4_gemm
     from .ops.route_topk.op import route_topk
@@ -28,6 +29,7 @@ _API = {
     "csa_attention": "ops.compressed_attention.op",
     "csa_compress": "ops.compress.op",
     "dequantize_mxfp4": "ops.mx_quantize.op",
+    "fake_quant_mxfp4": "ops.mx_quantize.fake_quant",
     "fp4_to_fp8": "ops.fp4_to_fp8.op",
     "grouped_mxfp4_gemm": "ops.mxfp4_gemm.op",
     "hca_attention": "ops.compressed_attention.op",
@@ -53,6 +55,7 @@ __all__ = [
     "csa_attention",
     "csa_compress",
     "dequantize_mxfp4",
+    "fake_quant_mxfp4",
     "fp4_to_fp8",
     "grouped_mxfp4_gemm",
     "hca_attention",

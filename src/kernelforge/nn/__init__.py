@@ -6,16 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .experts import MXFP4Experts
     from .hyper_connection import HyperConnection, HyperHead
 
 _API = {
     "HyperConnection": "hyper_connection",
     "HyperHead": "hyper_connection",
+    "MXFP4Experts": "experts",
 }
 
 __all__ = [
     "HyperConnection",
     "HyperHead",
+    "MXFP4Experts",
 ]
 
 

@@ -144,7 +144,7 @@ def test_wrong_arguments_are_named():
         call(3, weight.double())
     with pytest.raises(ValueError, match=r"w1: .*2 \* inter = 96"):
         call(4, w1[:, :96].contiguous())
-    with pytest.raises(ValueError, match=r"w2_scale: given uint8.*wanted uint8\[5, 96, 2\]"):
+    with pytest.raises(ValueError, match=r"w2_scale: given uint8.*wanted uint8\[5, 96, 3\]"):
         call(7, w2_scale[..., :1].contiguous())
     with pytest.raises(ValueError, match="swiglu_limit: given -1"):
         local.expert_ffn(*good, -1)
