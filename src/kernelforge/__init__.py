@@ -48,6 +48,9 @@ _API = {
     "sinkhorn": "ops.sinkhorn.op",
 }
 
+_MODULES = ("cache", "nn")
+"""Public modules, imported when first used."""
+
 __all__ = [
     "CompressState",
     "LosslessError",
@@ -77,8 +80,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import an op when it is first used: ``import kernelforge`` alone loads neither torch nor TileLang."""
-    if name == "nn":
-        return importlib.import_module(".nn", __name__)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _API:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_API[name]}", __name__), name)
@@ -87,7 +90,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_API, "nn"})
+    return sorted({*globals(), *_API, *_MODULES})
 
 
 if "torch" in sys.modules:  # torch.ops.kernelforge.* for whoever has torch already

@@ -17,6 +17,7 @@ _COMMANDS = {
     "doctor": "What is installed here, which devices can run, and why others cannot.",
     "inspect": "A kernel on its way to a backend: IR after each pass, generated source.",
     "list": "The ops, and where each runs.",
+    "report": "Tables that are computed: what long contexts cost.",
 }
 """Name and short help, so that ``kernelforge --help`` imports none of them."""
 

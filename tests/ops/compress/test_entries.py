@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kernelforge as kf
-from kernelforge.ops.compress import conformance, op
+from kernelforge.ops.compress import conformance, plans
 from kernelforge.ops.compress.conformance import DATA, Problem
 
 CSA, HCA = conformance.problems("ci")
@@ -107,22 +107,38 @@ def test_bits_do_not_depend_on_the_batch(p):
         np.testing.assert_array_equal(conformance.fed(longer(q, q.S), alone, (p.ratio,), "cpu")[0], together[b])
 
 
+@pytest.fixture
+def tiles(monkeypatch):
+    """Replace the schedule of one kernel by another."""
+
+    def replace(kernel, chosen):
+        before = plans.schedule
+
+        def schedule(op, device, **problem):
+            return chosen if problem["kernel"] == kernel else before(op, device, **problem)
+
+        monkeypatch.setattr(plans, "schedule", schedule)
+        plans.compiled.cache_clear()
+
+    yield replace
+    plans.compiled.cache_clear()
+
+
 @both
 @pytest.mark.parametrize("block_N", [1, 3])
-@pytest.mark.parametrize("threads", [64, 128])
-def test_bits_do_not_depend_on_tiles_or_threads(p, block_N, threads, monkeypatch):
-    devices = ["cpu"] if threads == 64 else ["cpu", "cuda:virtual"]
+def test_entries_do_not_depend_on_tiles(p, block_N, tiles):
     q = longer(p, 2 * p.ratio + 1, 2)
     inputs = inputs_of(q, "wide", 3)
-    tiles = {"block_N": block_N, "block_C": 32, "threads": threads}
-    op._compiled.cache_clear()
-    monkeypatch.setattr(
-        op, "schedule", lambda *_, kernel, **__: tiles if kernel == "forward" else {"block_C": 32, "threads": threads}
-    )
-    try:
-        for device in devices:
-            np.testing.assert_array_equal(
-                conformance.fed(q, inputs, (), device), conformance.expected_entries(q, inputs)
-            )
-    finally:
-        op._compiled.cache_clear()
+    tiles("compress", {"block_N": block_N, "block_C": 32, "threads": 64})
+    np.testing.assert_array_equal(conformance.fed(q, inputs, (), "cpu"), conformance.expected_entries(q, inputs))
+
+
+@pytest.mark.slow
+@both
+@pytest.mark.parametrize("threads", [64, 256])
+def test_entries_do_not_depend_on_threads(p, threads, tiles):
+    q = longer(p, 2 * p.ratio + 1, 2)
+    inputs = inputs_of(q, "wide", 3)
+    tiles("compress", {"block_N": 2, "block_C": 32, "threads": threads})
+    for device in ("cuda:virtual", "ascend:virtual"):
+        np.testing.assert_array_equal(conformance.fed(q, inputs, (), device), conformance.expected_entries(q, inputs))

@@ -12,7 +12,8 @@ Each call stores its float32 argument in a variable of its own, opens a composit
 is used twice is a variable, because compilers on the way would otherwise write its expression out twice; ``float`` sums
 that they would cancel are taken as bits. ``sigmoid``, ``silu`` and ``softplus`` nest the regions they are built on.
 
-``recip_positive`` is ``recip`` without the compares, for arguments known to lie in [2^-50, 2^100].
+``recip_positive`` and ``exp2_nonpositive`` are ``recip`` and ``exp2`` without the compares, for arguments known to lie
+in [2^-50, 2^100] and [-100, 0].
 """
 
 from __future__ import annotations
@@ -86,6 +87,22 @@ def exp2(x: Any) -> Any:
         n = T.if_then_else(above, pinned.INF, n)
         n = T.if_then_else(below, 0, n)
         result = _float(_nan_or(bits, n))
+    return result
+
+
+@T.macro
+def exp2_nonpositive(x: Any) -> Any:
+    """2^x for -100 <= x <= 0, with the bits of :func:`exp2`, and NaN for NaN; elsewhere no value is defined."""
+    argument = T.alloc_var("float32")
+    result = T.alloc_var("float32")
+    argument = x
+    with _region("exp2_nonpositive", argument, result):
+        n = T.alloc_var("int32")
+        r = T.alloc_var("float32")
+        n = _round(argument)
+        r = argument - T.cast(n, "float32")
+        n = _bits(T.float32(1) + (r + r * _horner(r, pinned.EXP2))) + (n << 23)
+        result = _float(_nan_or(_bits(argument), n))
     return result
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats import bf16
-from ...runtime import KernelSpec, schedule
 from ..spec import Arrays, Case, seeded
 from . import reference
 
 if TYPE_CHECKING:
     import torch
+
+    from ...runtime import KernelSpec
 
 Float32 = NDArray[np.float32]
 DATA = ("normal", "wide", "special")
@@ -155,8 +156,46 @@ def problems(size: str) -> list[Problem]:
     return found
 
 
+def expected_gradients(p: Problem, inputs: Inputs, grad: Float32) -> Arrays:
+    """The reference's gradients of a batch, as bits; ``grad`` [B, N, D] is the entries'."""
+    found = []
+    for b in range(p.batch):
+        kv, gate, bias, weight, cos, sin = inputs.row(b)
+        found.append(reference.compress_backward(grad[b], kv, gate, bias, weight, cos, sin, p.ratio, p.overlap))
+    bias_grad, weight_grad = reference.add_sequences(found, p.ratio, p.overlap)
+    return {
+        "kv": as_bits(np.stack([one.kv for one in found]), p.dtype),
+        "gate": as_bits(np.stack([one.gate for one in found]), p.dtype),
+        "position_bias": as_bits(bias_grad, "float32"),
+        "norm_weight": as_bits(weight_grad, "float32"),
+    }
+
+
+def gradients(p: Problem, inputs: Inputs, grad: Float32, device: str) -> Arrays:
+    """Gradients on a device, as bits."""
+    import torch
+
+    from .op import csa_compress, hca_compress
+
+    home = "cpu" if device.endswith(":virtual") else device
+    given = tensors(p, inputs, home)
+    for tensor in given[:4]:
+        tensor.requires_grad_()
+    compress: Any = csa_compress if p.overlap else hca_compress
+    entries, _ = compress(*given, ratio=p.ratio, backend=device)
+    entries.backward(torch.from_numpy(grad).to(home, entries.dtype))
+    names = ("kv", "gate", "position_bias", "norm_weight")
+    return {name: bits_of(tensor.grad) for name, tensor in zip(names, given, strict=False) if tensor.grad is not None}
+
+
+def draw_grad(p: Problem, random: np.random.Generator) -> Float32:
+    """A gradient of the entries, rounded to the problem's type."""
+    grad = random.standard_normal((p.batch, p.S // p.ratio, p.D)).astype(np.float32)
+    return bf16.decode(bf16.encode(grad)) if p.dtype == "bfloat16" else grad
+
+
 def cases(seed: int, size: str) -> Iterator[Case]:
-    """Whole sequences and sequences in pieces, on every kind of data."""
+    """Whole sequences, sequences in pieces, and gradients, on every kind of data."""
     for p in problems(size):
         for data in DATA:
             for way, cuts in (("whole", ()), ("pieces", (1, p.ratio - 1, p.ratio + 1, 2 * p.ratio))):
@@ -167,6 +206,11 @@ def cases(seed: int, size: str) -> Iterator[Case]:
                     functools.partial(_expected, p, data, seed),
                     functools.partial(_run, p, data, seed, inside),
                 )
+            yield Case(
+                f"gradients/{p.label}/{data}",
+                functools.partial(_expected_gradients, p, data, seed),
+                functools.partial(_run_gradients, p, data, seed),
+            )
 
 
 @functools.lru_cache(maxsize=64)
@@ -182,17 +226,25 @@ def _run(p: Problem, data: str, seed: int, cuts: Sequence[int], device: str) -> 
     return {"entries": fed(p, _inputs(p, data, seed), cuts, device)}
 
 
+def _expected_gradients(p: Problem, data: str, seed: int) -> Arrays:
+    return expected_gradients(p, _inputs(p, data, seed), draw_grad(p, seeded(seed, p.label, "grad")))
+
+
+def _run_gradients(p: Problem, data: str, seed: int, device: str) -> Arrays:
+    return gradients(p, _inputs(p, data, seed), draw_grad(p, seeded(seed, p.label, "grad")), device)
+
+
 def kernels(device: str) -> Mapping[str, KernelSpec]:
-    """Both kinds at the models' shapes, and the state's update."""
-    from .op import KERNELS, NEEDS
+    """Both kinds at the models' shapes: entries, the state's update, gradients."""
+    from .plans import kernel_spec
 
     found = {}
     for name, ratio, overlap in (("csa", 4, True), ("hca", 128, False)):
-        for kernel, builder, rope in (
-            ("forward", "compress", {"pairs": 32, "eps": 1e-6}),
-            ("state", "compress_state", {}),
-        ):
-            given: dict[str, Any] = {"ratio": ratio, "overlap": overlap, "D": 512, "dtype": "bfloat16", **rope}
-            tiles = schedule("compress", device, kernel=kernel, **given)
-            found[f"{name}_{kernel}"] = KernelSpec.of(f"{KERNELS}:{builder}", NEEDS, **given, **tiles)
+        given: dict[str, Any] = {"ratio": ratio, "overlap": overlap, "D": 512, "dtype": "bfloat16"}
+        rope = {"pairs": 32, "eps": 1e-6}
+        found[name] = kernel_spec("compress", device, **given, **rope)
+        found[f"{name}_state"] = kernel_spec("compress_state", device, **given)
+        found[f"{name}_entry_gradient"] = kernel_spec("entry_gradient", device, **given, **rope)
+        found[f"{name}_token_gradient"] = kernel_spec("token_gradient", device, **given, chunk=reference.CHUNK)
+    found["sum_of_parts"] = kernel_spec("sum_of_parts", device, D=512, rows=129)
     return found

@@ -7,8 +7,7 @@ window before, then the unfinished window.
 
 import tilelang.language as T
 
-from ...numerics.tile.elementary import rsqrt
-from ...numerics.tile.row_sum import row_sum
+from ..mhc.tile import STORAGE, column_tile, stored
 from ..sinkhorn.tile import read
 from . import tile
 
@@ -29,8 +28,8 @@ def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
     series = 2 if overlap else 1
     slots = series * ratio
     kept = (2 * series - 1) * D
-    tile_C = tile.column_tile(D, block_C)
-    storage = tile.STORAGE[dtype]
+    tile_C = column_tile(D, block_C)
+    storage = STORAGE[dtype]
 
     @T.prim_func
     def main(
@@ -47,34 +46,36 @@ def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
         entries: T.Tensor((total, D), storage),
     ):
         with T.Kernel(T.ceildiv(total, block_N), threads=threads) as bx:
+            bias = T.alloc_shared((slots, tile_C), "float32")
             z = T.alloc_shared((slots, tile_C), "float32")
             v = T.alloc_shared((slots, tile_C), "float32")
-            lanes = T.alloc_shared((tile.lanes_of(slots), tile_C), "float32")
             top = T.alloc_shared((tile_C,), "float32")
             share = T.alloc_shared((tile_C,), "float32")
             mean = T.alloc_shared((tile_C,), "float32")
-            pooled = T.alloc_shared((1, D), "float32")
+            pooled = T.alloc_shared((block_N, D), "float32")
+            entry = T.alloc_shared((1, D), "float32")
             square = T.alloc_shared((1, D), "float32")
             inverse = T.alloc_shared((1,), "float32")
+            angles = T.alloc_shared((3, 2 * pairs), "float32")
             b = T.alloc_var("int32")
             window = T.alloc_var("int32")
             start = T.alloc_var("int32")
             end = T.alloc_var("int32")
             first_row = T.alloc_var("int32")
-            for i in T.serial(block_N):
-                out = bx * block_N + i
-                if out < total:
-                    b = out // (total // batch)
-                    start = position[b]
-                    end = start + length[b]
-                    window = start // ratio + out % (total // batch)
-                    first_row = b * (rows // batch) - start
-                    if (window + 1) * ratio <= end:
-                        for part in T.serial(D // tile_C):
+            for part in T.serial(D // tile_C):
+                tile.load_bias(position_bias, part * tile_C, ratio, D, bias)
+                for i in T.serial(block_N):
+                    if bx * block_N + i < total:
+                        b = (bx * block_N + i) // (total // batch)
+                        start = position[b]
+                        end = start + length[b]
+                        window = start // ratio + (bx * block_N + i) % (total // batch)
+                        first_row = b * (rows // batch) - start
+                        if (window + 1) * ratio <= end:
                             tile.load_slots(
                                 kv,
                                 gate,
-                                position_bias,
+                                bias,
                                 old_kv,
                                 old_gate,
                                 first_row,
@@ -89,33 +90,27 @@ def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
                                 v,
                                 z,
                             )
-                            tile.pool(v, z, T.max((series - 1 - window) * ratio, 0), top, lanes, share, mean)
+                            tile.pool(v, z, T.max((series - 1 - window) * ratio, 0), top, share, mean)
                             for c in T.Parallel(tile_C):
-                                pooled[0, part * tile_C + c] = mean[c]
+                                pooled[i, part * tile_C + c] = mean[c]
+            for i in T.serial(block_N):
+                if bx * block_N + i < total:
+                    b = (bx * block_N + i) // (total // batch)
+                    start = position[b]
+                    end = start + length[b]
+                    window = start // ratio + (bx * block_N + i) % (total // batch)
+                    if (window + 1) * ratio <= end:
                         for c in T.Parallel(D):
-                            square[0, c] = pooled[0, c] * pooled[0, c]
-                        row_sum(square, inverse)
-                        for k in T.Parallel(1):
-                            inverse[k] = rsqrt(inverse[k] * T.float32(1 / D) + T.float32(eps))
+                            entry[0, c] = pooled[i, c]
+                        tile.inverse_rms(entry, square, inverse, eps)
                         for c in T.Parallel(D):
-                            pooled[0, c] = read(read(pooled[0, c] * inverse[0]) * read(norm_weight[c]))
-                        for c in T.Parallel(D - 2 * pairs):
-                            entries[out, c] = tile.stored(pooled[0, c], dtype)
-                        for pair in T.Parallel(pairs):
-                            even = D - 2 * pairs + 2 * pair
-                            x = T.alloc_var("float32")
-                            y = T.alloc_var("float32")
-                            turn = T.alloc_var("float32")
-                            lift = T.alloc_var("float32")
-                            x = pooled[0, even]
-                            y = pooled[0, even + 1]
-                            turn = read(cos[T.min(window * ratio, positions - 1), pair])
-                            lift = read(sin[T.min(window * ratio, positions - 1), pair])
-                            entries[out, even] = tile.stored(read(x * turn - y * lift), dtype)
-                            entries[out, even + 1] = tile.stored(read(y * turn + x * lift), dtype)
+                            entry[0, c] = read(read(entry[0, c] * inverse[0]) * read(norm_weight[c]))
+                        tile.turn(entry, cos, sin, window * ratio, 1.0, angles)
+                        for c in T.Parallel(D):
+                            entries[bx * block_N + i, c] = stored(entry[0, c], dtype)
                     else:
                         for c in T.Parallel(D):
-                            entries[out, c] = T.cast(0, storage)
+                            entries[bx * block_N + i, c] = T.cast(0, storage)
 
     return main
 
@@ -129,8 +124,8 @@ def compress_state(ratio, overlap, D, dtype, block_C, threads):
     series = 2 if overlap else 1
     width = series * D
     kept = (2 * series - 1) * D
-    tile_C = tile.column_tile(D, block_C)
-    storage = tile.STORAGE[dtype]
+    tile_C = column_tile(D, block_C)
+    storage = STORAGE[dtype]
 
     @T.prim_func
     def main(

@@ -7,20 +7,16 @@ from typing import Any
 
 import torch
 
-from ...backends import Executable
-from ...backends.capabilities import FP32_IEEE, INT32
-from ...runtime import KernelSpec, executable, schedule
-from ..support import Meta, choose_device, define, expect, meta, require_numerics, require_tensor
+from ..support import Meta, define, expect, meta, require_numerics, require_tensor
+from .backward import register
+from .plans import compiled, rows
 from .state import CompressState
 
 Tensor = torch.Tensor
 DTYPES = (torch.float32, torch.bfloat16)
-NEEDS = frozenset({FP32_IEEE, INT32})
-KERNELS = "kernelforge.ops.compress.kernel"
 LARGEST_RATIO = 1024
 EPS_RANGE = (2.0**-22, 1.0)
 INPUTS = ("kv", "gate", "position_bias", "norm_weight", "cos", "sin")
-BUILDERS = {"forward": "compress", "state": "compress_state"}
 
 
 def csa_compress(
@@ -208,18 +204,6 @@ def _check_state(kv: Meta, state: tuple[Meta, ...], ratio: int, overlap: bool) -
     expect("state.position", state[2], (torch.int32,), shape[:1], kv.device)
 
 
-@functools.lru_cache(maxsize=4096)
-def _compiled(kernel: str, device: torch.device, backend: str | None, dtype: torch.dtype, **given: Any) -> Executable:
-    where = choose_device(backend, device)
-    given["dtype"] = str(dtype).removeprefix("torch.")
-    tiles = schedule("compress", where, kernel=kernel, **given)
-    return executable(KernelSpec.of(f"{KERNELS}:{BUILDERS[kernel]}", NEEDS, **given, **tiles), where)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.view(-1, x.shape[-1])
-
-
 def _compress_impl(
     kv: Tensor,
     gate: Tensor,
@@ -240,9 +224,9 @@ def _compress_impl(
     entries = kv.new_empty((kv.shape[0], count, D))
     if entries.numel():
         given = {"ratio": ratio, "overlap": kv.shape[2] == 2 * D, "D": D, "pairs": cos.shape[1], "eps": eps}
-        run = _compiled("forward", kv.device, backend, kv.dtype, **given)
+        run = compiled("compress", kv.device, backend, kv.dtype, **given)
         weights = (position_bias, norm_weight, cos, sin)
-        run(_rows(kv), _rows(gate), *weights, state_kv, state_gate, position, lengths, _rows(entries))
+        run(rows(kv), rows(gate), *weights, state_kv, state_gate, position, lengths, rows(entries))
     return entries
 
 
@@ -264,8 +248,8 @@ def _state_impl(
         _, ratio, kept = state_kv.shape
         overlap = kept != kv.shape[2]
         D = kept // 3 if overlap else kept
-        run = _compiled("state", kv.device, backend, kv.dtype, ratio=ratio, overlap=overlap, D=D)
-        run(_rows(kv), _rows(gate), position, lengths, state_kv, state_gate)
+        run = compiled("compress_state", kv.device, backend, kv.dtype, ratio=ratio, overlap=overlap, D=D)
+        run(rows(kv), rows(gate), position, lengths, state_kv, state_gate)
         position.add_(lengths)
 
 
@@ -286,3 +270,4 @@ _state_op = define(
     _state_impl,
     _state_fake,
 )
+register()

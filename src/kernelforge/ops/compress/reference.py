@@ -7,6 +7,7 @@ state here. Inputs are float32 arrays; bfloat16 inputs convert exactly. ``docs/n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -133,3 +134,90 @@ def compress(
         entries = len(normalized)
         turned = _rotate(normalized, _angles(cos, entries, ratio), _angles(sin, entries, ratio))
         return canonical(read(turned))
+
+
+class Gradients(NamedTuple):
+    """float32, in the shapes of what they are gradients of."""
+
+    kv: Float32
+    gate: Float32
+    position_bias: Float32
+    norm_weight: Float32
+
+
+CHUNK = 32
+"""Entries of a sequence whose gradients are summed before anything else is added."""
+
+
+def compress_backward(
+    grad: Float32,
+    kv: Float32,
+    gate: Float32,
+    position_bias: Float32,
+    norm_weight: Float32,
+    cos: Float32,
+    sin: Float32,
+    ratio: int,
+    overlap: bool,
+    eps: float = 1e-6,
+) -> Gradients:
+    """Gradients of one sequence's inputs; :func:`add_sequences` makes those of a batch.
+
+    Args:
+        grad: of the entries, float32 [S // ratio, D].
+        kv, gate, position_bias, norm_weight, cos, sin, ratio, overlap, eps: as in :func:`compress`.
+
+    Returns:
+        kv and gate not yet rounded to a narrower type; position_bias [chunks, slots, D] and norm_weight [chunks, D] as
+        sums over chunks of 32 entries.
+    """
+    with np.errstate(all="ignore"):
+        w = _windows(kv, gate, position_bias, ratio, overlap)
+        pooled = _pool(w)
+        inverse_rms, normalized = _normalize(pooled.mean, eps)
+        entries, D = normalized.shape
+        back = read(_rotate(read(grad), _angles(cos, entries, ratio), -_angles(sin, entries, ratio)))
+        scaled = read(back * read(norm_weight))
+        common = read(row_sum(scaled * normalized)[:, None] * np.float32(1 / D))
+        slope = read(read(scaled - normalized * common) * inverse_rms)[:, None]
+        of_kv = read((pooled.weights * pooled.share[:, None]) * slope)
+        of_logits = np.where(w.present, of_kv * read(w.kv - pooled.mean[:, None]), np.float32(0))
+        return Gradients(
+            _tokens(of_kv, kv.shape, ratio, overlap),
+            _tokens(of_logits, kv.shape, ratio, overlap),
+            _chunk_sums(of_logits),
+            _chunk_sums(back * normalized),
+        )
+
+
+def add_sequences(found: Sequence[Gradients], ratio: int, overlap: bool) -> tuple[Float32, Float32]:
+    """Gradients of position_bias [ratio, series * D] and norm_weight [D]: chunks ascending, sequence after sequence."""
+    with np.errstate(all="ignore"):
+        bias = _ascending(np.concatenate([one.position_bias for one in found]))
+        weight = _ascending(np.concatenate([one.norm_weight for one in found]))
+    series = [bias[:ratio], bias[ratio:]] if overlap else [bias]
+    return canonical(np.concatenate(series, axis=1)), canonical(weight)
+
+
+def _tokens(x: Float32, shape: tuple[int, ...], ratio: int, overlap: bool) -> Float32:
+    """The inverse of :func:`_slots`: [entries, slots, D] to [S, series * D]; zeros where no entry has the slot."""
+    entries, _, D = x.shape
+    windows = np.zeros((entries, ratio, shape[1]), np.float32)
+    windows[:, :, -D:] = x[:, -ratio:]
+    if overlap:
+        windows[:-1, :, :D] = x[1:, :ratio]
+    tokens = np.zeros(shape, np.float32)
+    tokens[: entries * ratio] = windows.reshape(-1, shape[1])
+    return canonical(tokens)
+
+
+def _chunk_sums(x: Float32) -> Float32:
+    """Sums over chunks of 32 along axis 0, ascending from +0."""
+    return np.stack([_ascending(x[i : i + CHUNK]) for i in range(0, len(x), CHUNK)] or [np.zeros_like(x[:0].sum(0))])
+
+
+def _ascending(x: Float32) -> Float32:
+    total = np.zeros(x.shape[1:], np.float32)
+    for part in x:
+        total = total + part
+    return total
