@@ -2,7 +2,8 @@
 //
 // C++17. Flags: -O3 -std=c++17 -ffp-contract=off -fwrapv -fno-strict-aliasing; no -march is needed, the engines carry
 // their own targets and one is chosen at run time (environment variable KERNELFORGE_CPU_ISA =
-// amx | avx512vnni | avx512bf16 | avx2 | neon | portable overrides the choice). All engines give the same bits.
+// amx | avx512vnni | avx512bf16 | avx2 | neon | portable overrides the choice, which depends on the format of A). All
+// engines give the same bits.
 //
 // A microkernel NAME is compiled once, from units/NAME.cpp, and its object is linked into every kernel that calls it:
 // engines take seconds to compile, a kernel without them a fraction of one. They return a status, 0 for success.

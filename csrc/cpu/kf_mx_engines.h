@@ -12,6 +12,11 @@
 namespace kf {
 namespace {
 
+template <int kFormat>
+inline Isa mx_isa() {
+  return two_slices<kFormat> ? current_isa_for_two_slices() : current_isa();
+}
+
 // Status of acc += A W^T over the tile by one engine.
 template <int kFormat>
 inline int accumulate(Isa isa, const MxTile& tile) {
@@ -51,5 +56,5 @@ inline int accumulate(Isa isa, const MxTile& tile) {
                const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale, int32_t m, int32_t n, \
                int32_t k) {                                                                                     \
     const kf::MxTile tile{acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k};      \
-    return kf::accumulate<format>(kf::current_isa(), tile);                                                     \
+    return kf::accumulate<format>(kf::mx_isa<format>(), tile);                                                  \
   }

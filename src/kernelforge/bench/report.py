@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -77,6 +78,7 @@ def show(value: Value) -> str:
 
 def _environment() -> dict[str, str]:
     return {
+        "date": datetime.date.today().isoformat(),
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
         "processors": str(os.cpu_count()),

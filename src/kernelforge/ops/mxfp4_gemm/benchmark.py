@@ -10,10 +10,11 @@ import torch
 from ...backends import device as find_device
 from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory
 from ...formats import e2m1
+from ...numerics.block_accumulate import SCALE_GROUP
 from ..mx_quantize.op import quantize_mxfp4, quantize_mxfp8
 from .op import mxfp4_gemm
 
-A_FORMATS = {"W4A4": "e2m1", "W4A8": "e4m3_e8m0", "W4A16": "bf16"}
+MODES = ("W4A4", "W4A8", "W4A8 fp32 scales", "W4A16")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Shape:
 
 DECODE = Shape("decode", 1, 4096, 4096)
 PREFILL = Shape("prefill", 512, 4096, 4096)
+E4M3_LARGEST = torch.finfo(torch.float8_e4m3fn).max
 VIRTUAL = Shape("slice", 16, 64, 128)
 
 
@@ -43,7 +45,7 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
     report = Report("mxfp4_gemm", command, device)
     if chosen.virtual:
         report.notes.append(f"{device} executes on the host: these times are not the device's.")
-        for mode in A_FORMATS:
+        for mode in MODES:
             observe(f"{mode} on {device}")
             report.rows.append(_virtual_row(mode, device))
         return report
@@ -60,7 +62,7 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
         "extra MiB: resident memory at its highest during a call, above operands; the output is part of it.",
     ]
     for shape in (DECODE, PREFILL):
-        for mode in A_FORMATS:
+        for mode in MODES:
             observe(f"{shape.phase} M={shape.M} {mode}")
             report.rows.append(_row(shape, mode, device, home, roof))
     observe("call overhead")
@@ -73,7 +75,11 @@ def _activations(x: torch.Tensor, mode: str) -> tuple[torch.Tensor, torch.Tensor
         return quantize_mxfp4(x)
     if mode == "W4A8":
         return quantize_mxfp8(x)
-    return x.to(torch.bfloat16), None
+    if mode == "W4A16":
+        return x.to(torch.bfloat16), None
+    groups = x.view(x.shape[0], -1, min(SCALE_GROUP, x.shape[1]))
+    scale = groups.abs().amax(-1) / E4M3_LARGEST
+    return (groups / scale[..., None]).view(x.shape).to(torch.float8_e4m3fn), scale
 
 
 def _operands(
