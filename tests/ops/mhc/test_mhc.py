@@ -237,3 +237,14 @@ def test_the_heads_registration_is_complete():
     weights = torch.randn(3, 96) * 0.1, torch.randn(1), torch.randn(3)
     leaves = [t.requires_grad_() for t in (x, *weights)]
     torch.library.opcheck(torch.ops.kernelforge.mhc_head.default, (*leaves, 1e-6, 1e-6, None))
+
+
+def test_large_results_are_written_whole():
+    """Results of some size get other pages from the system; 9 MiB here."""
+    x, y, weights = streams(4, 1800)
+    collapsed, post, comb = kf.mhc_pre(x, *weights)
+    out = kf.mhc_post(y, x, post, comb)
+    for part in (slice(0, 1), slice(3, 4)):
+        alone = kf.mhc_pre(x[part], *weights)
+        assert torch.equal(alone[0], collapsed[part])
+        assert torch.equal(kf.mhc_post(y[part], x[part], *alone[1:]), out[part])

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..support import LIBRARY, define, expect, meta
+from ..support import LIBRARY, define, expect, meta, prefer_huge_pages
 from . import plans
 from .plans import Parameters, Problem
 
@@ -26,6 +26,7 @@ def _collapse(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     p = plans.pre_problem(meta(x), meta(fn), meta(scale), meta(base), iters, eps, norm_eps, backend, head)
     collapsed, post, comb, raw, inverse_rms = _pre_outputs(x, head)
+    prefer_huge_pages(collapsed)
     if p.tokens:
         chunks, length = p.weight_tile
         height = -(-p.outputs // 16) * 16
@@ -110,6 +111,7 @@ def _backward(
             expect(name, meta(given), (torch.float32,), tuple(like.shape), x.device)
         starts.append(torch.zeros_like(like) if given is None else given)
     x_grad, fn_grad = torch.empty_like(x), torch.empty_like(fn)
+    prefer_huge_pages(x_grad)
     sums = torch.cat((starts[2], starts[1])).view(1, -1)
     if p.tokens == 0:
         return x_grad, starts[0].clone(), starts[1].clone(), starts[2].clone()
@@ -205,6 +207,7 @@ def _flat(p: Problem, *tensors: Tensor) -> list[Tensor]:
 def _post_impl(y: Tensor, x: Tensor, post: Tensor, comb: Tensor, backend: str | None) -> Tensor:
     p = plans.post_problem(meta(y), meta(x), meta(post), meta(comb), backend)
     out = torch.empty_like(x)
+    prefer_huge_pages(out)
     if p.tokens:
         plans.kernel(p, "post")(*_flat(p, y, x, post, comb, out))
     return out
@@ -220,6 +223,7 @@ def _post_backward_impl(
     p = plans.post_problem(meta(y), meta(x), meta(post), meta(comb), backend)
     expect("grad", meta(grad), (x.dtype,), tuple(x.shape), x.device)
     grads = _post_backward_fake(grad, y, x, post, comb, backend)
+    prefer_huge_pages(*grads)
     if p.tokens:
         plans.kernel(p, "post_backward")(*_flat(p, grad, y, x, post, comb, *grads))
     return grads
