@@ -63,14 +63,15 @@ GEMMS = [
 ]
 
 
-@pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize(("dtype", "accumulator", "transposed", "through_shared", "limit"), GEMMS)
+@pytest.mark.parametrize(
+    ("arch", "dtype", "accumulator", "transposed", "through_shared", "limit"),
+    # sm_80 has no FP8 unit.
+    [(arch, *case) for arch in ARCHES for case in GEMMS if arch != "sm_80" or not case[0].startswith("float8")],
+)
 @pytest.mark.parametrize("m", [64, 150])
 def test_gemms_of_every_engine(
     arch: str, dtype: str, accumulator: str, transposed: bool, through_shared: bool, limit: int, m: int
 ) -> None:
-    if arch == "sm_80" and dtype.startswith("float8"):
-        pytest.skip("sm_80 has no FP8 unit")
     ptx, info = built(gemm, arch, 256, dtype, accumulator, transposed, through_shared)
     rng = np.random.default_rng(m)
     a, b = rng.integers(-limit, limit, (m, 256)), rng.integers(-limit, limit, (128, 256))
