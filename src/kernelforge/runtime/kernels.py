@@ -112,7 +112,8 @@ def _op_digest(module: str) -> str:
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
         raise ModuleNotFoundError(f"kernel module {module} has no source file")
-    return digest_of_files([Path(found.origin).parent])
+    # Ops share macros by their tile.py.
+    return digest_of_files([Path(found.origin).parent, *sorted(PACKAGE.glob("ops/*/tile.py"))])
 
 
 @functools.cache
