@@ -13,7 +13,7 @@ from kernelforge.backends import registry
 from kernelforge.cli import main
 from kernelforge.ops.spec import specs
 
-COMMANDS = ("bench", "cache", "conform", "demo", "doctor", "inspect", "list")
+COMMANDS = ("bench", "cache", "conform", "demo", "doctor", "inspect", "list", "moe-plan")
 
 
 @pytest.fixture

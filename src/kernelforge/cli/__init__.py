@@ -17,6 +17,7 @@ _COMMANDS = {
     "doctor": "What is installed here, which devices can run, and why others cannot.",
     "inspect": "A kernel on its way to a backend: IR after each pass, generated source.",
     "list": "The ops, and where each runs.",
+    "moe-plan": "Times of an expert-parallel layer on a given cluster, and the best wave count.",
     "report": "Tables that are computed: what long contexts cost.",
 }
 """Name and short help, so that ``kernelforge --help`` imports none of them."""
@@ -29,7 +30,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f".{cmd_name}_command", __name__).command
+        command: click.Command = importlib.import_module(f".{cmd_name.replace('-', '_')}_command", __name__).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -7,9 +7,11 @@ def explain(error: Exception) -> str | None:
     """The message to show, or None for an error that is ours to debug."""
     from ..backends import CapabilityError, CompileFailed, CompilerMissing, DeviceUnavailable
     from ..demo.model import ModelMissing
+    from ..ops.mega_moe.schedule.gantt import ChartUnavailable
     from ..runtime import CacheError
 
-    known = (CapabilityError, CompileFailed, CompilerMissing, DeviceUnavailable, CacheError, ModelMissing, LookupError)
+    environment = (CompilerMissing, DeviceUnavailable, CacheError, ModelMissing, ChartUnavailable)
+    known = (CapabilityError, CompileFailed, LookupError, *environment)
     return str(error.args[0] if isinstance(error, LookupError) and error.args else error) if _is(error, known) else None
 
 

@@ -229,7 +229,9 @@ def ffn_kernels(
     w2_scale: Meta,
     limit: float,
     backend: str | None,
+    busy: int | None = None,
 ) -> _FfnKernels | None:
+    """The two kernels of an expert layer, tuned for rows spread over ``busy`` experts (all of them by default)."""
     shape = check_experts(w1, w1_scale, w2, w2_scale, x)
     experts, inter, hidden = shape
     x = expect("x", x, (torch.float8_e4m3fn,), ("n", hidden), x.device)
@@ -242,7 +244,7 @@ def ffn_kernels(
         return None
     extents = {"inter": inter, "hidden": hidden, "experts": experts, "limit": limit}
     gemm = {"N": hidden, "K": inter, "experts": experts, "a_format": "e4m3_e8m0", "out_dtype": "float32"}
-    per_expert = -(-rows // experts)
+    per_expert = -(-rows // (busy or experts))
     linear1 = tuned(f"{KERNELS}.linear1:moe_linear1", device, "linear1", rows, per_expert, **extents)
     linear2 = tuned(GEMM, device, "linear2", rows, per_expert, **gemm)
     return _FfnKernels(linear1, linear2, shape)

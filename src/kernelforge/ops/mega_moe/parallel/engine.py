@@ -29,10 +29,12 @@ class Arrived:
     Attributes:
         rows: uint8 [n, row_bytes], sorted by expert, then by the rank they came from.
         offsets: int32 [local experts + 1].
+        experts: those with rows.
     """
 
     rows: torch.Tensor
     offsets: torch.Tensor
+    experts: int
 
 
 class Compute(Protocol):
@@ -281,10 +283,12 @@ class _Run:
             order = torch.from_numpy(plan.by_expert(wave)).to(received.device)
             rows = self.engine.buffers.take(f"rows {wave % 2}", *received.shape)
             torch.index_select(received, 0, order, out=rows)
-            offsets = torch.from_numpy(plan.offsets(wave)).to(received.device)
+            offsets = plan.offsets(wave)
+            busy = int(np.count_nonzero(np.diff(offsets)))
             mine = self.waves[wave]
+            arrived = Arrived(rows, torch.from_numpy(offsets).to(received.device), busy)
             mine.event = self.engine.streams.mark()
-            mine.arrived = Arrived(rows, offsets)
+            mine.arrived = arrived
 
         self.engine.submit(arrive)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 from dataclasses import dataclass, field
@@ -113,3 +114,10 @@ def close(group: dist.ProcessGroup) -> None:
     """Close a group's connections and free its buffers; the next call opens it anew."""
     for key in [key for key in _sessions if key[0] == group.group_name]:
         _sessions.pop(key).engine.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    for opened in _sessions.values():
+        opened.engine.close()
+    _sessions.clear()

@@ -49,10 +49,10 @@ def program(schedule: str, waves: int) -> tuple[Step, ...]:
     steps = [Step("dispatch", wave) for wave in range(min(AHEAD, waves))]
     for wave in range(waves):
         steps.append(Step("linear1", wave))
+        if wave + AHEAD < waves:  # before this wave's results: the next product waits for it, nothing for them
+            steps.append(Step("dispatch", wave + AHEAD))
         if schedule != "two_stage":
             steps += [Step("linear2", wave), Step("give_back", wave)]
-        if wave + AHEAD < waves:
-            steps.append(Step("dispatch", wave + AHEAD))
     if schedule == "two_stage":
         for wave in range(waves):
             steps += [Step("linear2", wave), Step("give_back", wave)]

@@ -1,0 +1,298 @@
+"""The three schedules on ranks of this machine, over a link as slow as the products; and the model beside them.
+
+    python -m kernelforge.ops.mega_moe.parallel.benchmark --ranks 2
+
+Each rank is a process with one compute thread, joined by gloo. The link is limited (:class:`.headed.Link`) to the
+bandwidth at which all messages take as long as all products, where overlap can gain most.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch.distributed import distributed_c10d
+
+from ....bench import Report, Row
+from ..schedule import SCHEDULES, Loads, Span, dispatch_row, program, result_row, simulate
+from ..schedule.model import LINEAR1_SHARE
+from .headed import Link
+from .layer import Experts, forward
+from .session import Options, Session, close, configure, session
+from .waves import WavePlan
+
+HIDDEN, INTER, EXPERTS_PER_RANK, SLOTS = 4096, 2048, 16, 6
+"""DeepSeek-V4-Flash's experts, 16 of them on a rank."""
+WAVES = (2, 3, 4, 8, 16)
+LATENCY = 20e-6
+CPU = torch.device("cpu")
+
+
+class Measurement(NamedTuple):
+    """What one rank found for one batch size; seconds."""
+
+    tokens: int
+    link_seconds: float
+    compute_seconds: float
+    bound: float
+    waves: int
+    measured: dict[str, float]
+    predicted: dict[str, float]
+    spans: list[Span]
+
+
+def counts_of(topk_idx: NDArray[np.int32], experts: int) -> NDArray[np.int64]:
+    """Rows of each rank for each expert, [ranks, experts], of the ranks' choices [ranks, tokens, k]."""
+    return np.stack([np.bincount(own.ravel(), minlength=experts) for own in topk_idx]).astype(np.int64)
+
+
+def loads(counts: NDArray[np.int64], waves: int, costs: Sequence[float], link: Link, around: float) -> Loads:
+    """The work of each wave for these counts.
+
+    Args:
+        counts: [ranks, experts].
+        waves: how many.
+        costs: seconds per row, per expert with rows, per wave.
+        link: out of each rank.
+        around: seconds before the first step and after the last, together.
+    """
+    ranks = counts.shape[0]
+    plans = [WavePlan(counts, rank, waves, costs[0], costs[1]) for rank in range(ranks)]
+    compute = np.zeros((ranks, plans[0].waves))
+    rows = np.zeros((plans[0].waves, ranks, ranks))
+    for rank, plan in enumerate(plans):
+        for wave in range(plan.waves):
+            per_expert = np.diff(plan.offsets(wave))
+            compute[rank, wave] = costs[0] * per_expert.sum() + costs[1] * (per_expert > 0).sum() + costs[2]
+            for peer in range(ranks):
+                going = plan.going(wave, peer)
+                rows[wave, rank, peer] = (going.stop - going.start) * (peer != rank)
+    return Loads(
+        linear1=LINEAR1_SHARE * compute,
+        linear2=(1 - LINEAR1_SHARE) * compute,
+        dispatch=rows * dispatch_row(HIDDEN),
+        give_back=rows.transpose(0, 2, 1) * result_row(HIDDEN),
+        bandwidth=link.bandwidth,
+        latency=link.latency,
+        before=around / 2,
+        after=around / 2,
+    )
+
+
+class _Layer:
+    """One rank's layer and tokens, and how long calls take."""
+
+    def __init__(self, group: dist.ProcessGroup, tokens: int) -> None:
+        self.group, self.tokens = group, tokens
+        rank, size = group.rank(), group.size()
+        draw = torch.Generator().manual_seed(rank)
+
+        def codes(*shape: int) -> torch.Tensor:
+            return torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
+
+        def scales(*shape: int) -> torch.Tensor:
+            return torch.full(shape, 120, dtype=torch.uint8)
+
+        each = EXPERTS_PER_RANK
+        self.experts = Experts(
+            w1=codes(each, 2 * INTER, HIDDEN // 2),
+            w1_scale=scales(each, 2 * INTER, HIDDEN // 32),
+            w2=codes(each, HIDDEN, INTER // 2),
+            w2_scale=scales(each, HIDDEN, INTER // 32),
+            limit=10.0,
+            backend=None,
+        )
+        random = np.random.default_rng(tokens)
+        keys = random.random((size, tokens, EXPERTS_PER_RANK * size))
+        topk_idx = np.argsort(keys, -1)[:, :, :SLOTS].astype(np.int32)
+        self.counts = counts_of(topk_idx, EXPERTS_PER_RANK * size)
+        self.operands = (
+            torch.randn((tokens, HIDDEN), generator=draw).to(torch.bfloat16),
+            torch.from_numpy(topk_idx[rank].copy()),
+            torch.rand((tokens, SLOTS), generator=draw),
+        )
+
+    def session(self) -> Session:
+        return session(self.group, CPU)
+
+    def call(self, schedule: str, waves: int) -> tuple[float, list[Span]]:
+        """Seconds of a call that all ranks begin together, the slowest rank's, and what this rank computed when."""
+        opened = self.session()
+        dist.barrier(self.group)
+        opened.engine.trace = []
+        if opened.shaped is not None:
+            opened.shaped.log.clear()
+        begin = time.monotonic()
+        forward(opened, *self.operands, self.experts, waves, schedule)
+        taken = torch.tensor([time.monotonic() - begin], dtype=torch.float64)
+        dist.all_reduce(taken, dist.ReduceOp.MAX, self.group)
+        spans = [s._replace(start=s.start - begin, end=s.end - begin) for s in opened.engine.trace]
+        if opened.shaped is not None:
+            names = {1: "dispatch", 2: "give_back"}
+            spans += [
+                Span(self.group.rank(), "link", names[channel], 0, start / 1e9 - begin, end / 1e9 - begin)
+                for channel, start, end in opened.shaped.log
+                if channel in names
+            ]
+        opened.engine.trace = None
+        return float(taken), spans
+
+
+def measure(group: dist.ProcessGroup, tokens: int, rounds: int) -> Measurement:
+    """Measure one batch size on this rank; all ranks must call.
+
+    The costs per row, expert and wave come from runs without a link's limits, so the model has not seen what it
+    predicts.
+    """
+    layer = _Layer(group, tokens)
+    size = group.size()
+    configure(group, Options(timeout=60.0))
+    for waves in (1, *WAVES):  # kernels are compiled or loaded, buffers made
+        layer.call("waves", waves)
+    layer.session().measured.clear()
+    beside: dict[int, list[float]] = {}
+    computed = []
+    for _ in range(rounds):
+        for waves in (1, *WAVES):
+            seconds, spans = layer.call("waves", waves)
+            products = sum(s.end - s.start for s in spans)
+            beside.setdefault(waves, []).append(seconds - products)
+            if waves == 1:
+                computed.append(products)
+    measured = layer.session().measured_for(HIDDEN, INTER, EXPERTS_PER_RANK)
+    row, expert, wave = measured.costs()
+    # What a call takes beside its products grows with the waves: posting, sorting, waking a thread.
+    handling, around = np.polyfit(list(beside), [statistics.median(found) for found in beside.values()], 1)
+    shared = torch.tensor([row, expert, wave + max(handling, 0.0), statistics.median(computed), max(around, 0.0)])
+    everyone = [torch.zeros_like(shared) for _ in range(size)]
+    dist.all_gather(everyone, shared, group)
+    costs = torch.stack(everyone).mean(0).tolist()
+    rows_out = layer.counts.sum(1).max() * (size - 1) / size
+    nbytes = rows_out * (dispatch_row(HIDDEN) + result_row(HIDDEN))
+    link = Link(bandwidth=nbytes / costs[3], latency=LATENCY)
+    predicted = {
+        (schedule, waves): simulate(program(schedule, waves), loads(layer.counts, waves, costs, link, costs[4])).seconds
+        for schedule in SCHEDULES
+        for waves in ((1,) if schedule == "serial" else WAVES)
+    }
+    best = min(WAVES, key=lambda waves: predicted["waves", waves])
+    configure(group, Options(timeout=60.0, link=link))
+    plan = [("serial", 1), ("two_stage", best), ("waves", best)]
+    times: dict[str, list[float]] = {schedule: [] for schedule, _ in plan}
+    spans = []
+    for _ in range(rounds + 1):
+        for schedule, waves in plan:
+            seconds, spans = layer.call(schedule, waves)
+            times[schedule].append(seconds)
+    return Measurement(
+        tokens,
+        nbytes / link.bandwidth,
+        costs[3],
+        loads(layer.counts, best, costs, link, 0.0).bound,
+        best,
+        {schedule: statistics.median(found[1:]) for schedule, found in times.items()},
+        {schedule: predicted[schedule, waves] for schedule, waves in plan},
+        spans,
+    )
+
+
+def _rank(rank: int, size: int, store: str, tokens: Sequence[int], rounds: int, queue: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        store=distributed_c10d.FileStore(store, size),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=120),
+    )
+    assert dist.group.WORLD is not None
+    found = [measure(dist.group.WORLD, count, rounds) for count in tokens]
+    if rank == 0:
+        queue.put(found)
+    dist.barrier()
+    close(dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+def measure_on_processes(size: int, tokens: Sequence[int], rounds: int, timeout: float = 600.0) -> list[Measurement]:
+    """Start ``size`` ranks and measure every batch size.
+
+    Raises:
+        RuntimeError: a rank failed or took longer than ``timeout`` seconds.
+    """
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    with tempfile.TemporaryDirectory() as directory:
+        store = str(Path(directory) / "store")
+        ranks = [context.Process(target=_rank, args=(r, size, store, tokens, rounds, queue)) for r in range(size)]
+        for rank in ranks:
+            rank.start()
+        end = time.monotonic() + timeout
+        try:
+            while queue.empty():
+                if time.monotonic() > end or any(rank.exitcode for rank in ranks):
+                    raise RuntimeError("a rank failed or hangs; its error is above")
+                time.sleep(0.1)
+            found: list[Measurement] = queue.get()
+            for rank in ranks:
+                rank.join(30)
+            return found
+        finally:
+            for rank in ranks:
+                if rank.is_alive():
+                    rank.kill()
+
+
+def report(found: Sequence[Measurement], size: int, command: str) -> Report:
+    """The measurements as a report."""
+    made = Report("mega_moe_waves", command, "cpu")
+    made.notes += [
+        f"{size} gloo ranks on one machine, one compute thread each; {EXPERTS_PER_RANK} experts per rank of hidden "
+        f"{HIDDEN}, inter {INTER}; top-{SLOTS}, drawn evenly. The slowest rank's time; medians of interleaved rounds.",
+        "The link out of each rank is limited so that all messages take as long as all products.",
+        "bound: the sum of both over the larger, for the busiest rank and link; no overlap can gain more over serial.",
+        "predicted: the schedule model with costs fitted to runs without limits; error: predicted / measured - 1.",
+    ]
+    for one in found:
+        values: dict[str, Any] = {"products ms": one.compute_seconds * 1e3, "waves": one.waves}
+        for schedule in SCHEDULES:
+            values[f"{schedule} ms"] = one.measured[schedule] * 1e3
+            values[f"{schedule} error %"] = 100 * (one.predicted[schedule] / one.measured[schedule] - 1)
+        gain = one.measured["serial"] / one.measured["waves"]
+        values |= {
+            "waves x serial": gain,
+            "waves x two_stage": one.measured["two_stage"] / one.measured["waves"],
+            "bound x serial": one.bound,
+            "% of bound": 100 * gain / one.bound,
+        }
+        made.rows.append(Row(f"{one.tokens} tokens per rank", values))
+    return made
+
+
+@click.command()
+@click.option("--ranks", type=click.IntRange(min=2), default=2, show_default=True)
+@click.option("--tokens", default="1,4,16,128", show_default=True, help="Tokens per rank, with commas between.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("benchmarks/results"))
+def main(ranks: int, tokens: str, rounds: int, out: Path) -> None:
+    """Measure serial, two-stage and wave schedules on ranks of this machine, and the model that predicts them."""
+    sizes = [int(count) for count in tokens.split(",")]
+    command = f"python -m {__spec__.name} --ranks {ranks} --tokens {tokens} --rounds {rounds}"
+    made = report(measure_on_processes(ranks, sizes, rounds), ranks, command)
+    print(made.markdown())
+    made.write(out)
+
+
+if __name__ == "__main__":
+    main()
