@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .experts import MXFP4Experts
     from .hyper_connection import HyperConnection, HyperHead
+    from .tensor_parallel import TPMXFP4Linear
 
 _API = {
     "HyperConnection": "hyper_connection",
     "HyperHead": "hyper_connection",
     "MXFP4Experts": "experts",
+    "TPMXFP4Linear": "tensor_parallel",
 }
 
 __all__ = [
     "HyperConnection",
     "HyperHead",
     "MXFP4Experts",
+    "TPMXFP4Linear",
 ]
 
 

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch.distributed import distributed_c10d
 
 from ....bench import Report, Row
 from ..schedule import SCHEDULES, Loads, Span, dispatch_row, program, result_row, simulate
@@ -211,7 +210,7 @@ def _rank(rank: int, size: int, store: str, tokens: Sequence[int], rounds: int, 
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        store=distributed_c10d.FileStore(store, size),
+        store=dist.FileStore(store, size),  # type: ignore[attr-defined]
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=120),
