@@ -1,9 +1,8 @@
 """The seam between the wave engine and whatever moves bytes between ranks.
 
-A transport posts messages and says when they are done. It knows nothing of experts. There are three: torch.distributed
-point-to-point messages (gloo on CPUs, NCCL and HCCL on accelerators), symmetric memory on CUDA (``symmetric``), and,
-for tests, ranks that are threads. Checksums (``checked``) and a link with limits (``shaped``) are wrapped around any of
-them.
+A transport posts messages and says when they are done. It knows nothing of experts. There are two: torch.distributed
+point-to-point messages (gloo on CPUs, NCCL and HCCL on accelerators) and, for tests, ranks that are threads. Checksums
+(``checked``) and a link with limits (``shaped``) are wrapped around any of them.
 """
 
 from __future__ import annotations
