@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .ops.compress.state import CompressState
     from .ops.compressed_attention.op import csa_attention, hca_attention
     from .ops.fp4_to_fp8.op import LosslessError, fp4_to_fp8
+    from .ops.grouped_projection.op import grouped_output_projection
     from .ops.lightning_indexer.op import indexer_logits, lightning_indexer
     from .ops.mega_moe.op import mega_moe
     from .ops.mega_moe.schedule import moe_schedule
@@ -32,6 +33,7 @@ _API = {
     "fake_quant_mxfp4": "ops.mx_quantize.fake_quant",
     "fp4_to_fp8": "ops.fp4_to_fp8.op",
     "grouped_mxfp4_gemm": "ops.mxfp4_gemm.op",
+    "grouped_output_projection": "ops.grouped_projection.op",
     "hca_attention": "ops.compressed_attention.op",
     "hca_compress": "ops.compress.op",
     "indexer_logits": "ops.lightning_indexer.op",
@@ -61,6 +63,7 @@ __all__ = [
     "fake_quant_mxfp4",
     "fp4_to_fp8",
     "grouped_mxfp4_gemm",
+    "grouped_output_projection",
     "hca_attention",
     "hca_compress",
     "indexer_logits",
