@@ -17,6 +17,7 @@ from ...formats.tile import window as windows
 from ..attention import CHUNK, LEAST_EXPONENT, WEIGHT_ONE
 from .composite import composite
 from .elementary import exp2, recip
+from .scalar import bits_of, read
 
 SMALLEST_RESULT = 27 << 23
 """float32 bits of 2^-100."""
@@ -28,11 +29,6 @@ LARGEST_SCORE = 2.0**100
 LOG2_E = 0x3FB8AA3B
 EMPTY = -(2.0**120)
 """``m`` of a state without an entry or a sink: the first chunk replaces it."""
-
-
-def bits_of(x: Any) -> Any:
-    """float32 to its bits."""
-    return T.reinterpret(x, "int32")
 
 
 def float_of(bits: Any) -> Any:
@@ -47,16 +43,6 @@ def limit(x: Any) -> Any:
     bits = bits_of(x)
     result = T.alloc_var("float32")
     result = float_of(T.if_then_else((bits & integer.MAGNITUDE) < SMALLEST_RESULT, 0, bits))
-    return result
-
-
-@T.macro
-def read(x: Any) -> Any:
-    """x, or +0 where its magnitude is below 2^-50."""
-    bits = T.alloc_var("int32")
-    bits = bits_of(x)
-    result = T.alloc_var("float32")
-    result = float_of(integer.read_bits(bits))
     return result
 
 

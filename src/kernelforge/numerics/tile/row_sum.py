@@ -23,6 +23,11 @@ def _canonical(total: Any) -> Any:
     return T.reinterpret(canonical_bits(T.reinterpret(total, "int32")), "float32")
 
 
+def column_tile(columns: int, wanted: int) -> int:
+    """Columns per tile of a long row: the largest multiple of 32 up to ``wanted`` that divides ``columns``."""
+    return max(width for width in range(LANES, max(wanted, LANES) + 1, LANES) if columns % width == 0)
+
+
 def ordered_sum(values: Sequence[Any]) -> Any:
     """The sum of at most 32 scalars in R(n)'s order, but for a sum of nothing but -0."""
     if len(values) == 4:

@@ -7,8 +7,8 @@ window before, then the unfinished window.
 
 import tilelang.language as T
 
-from ..mhc.tile import STORAGE, column_tile, stored
-from ..sinkhorn.tile import read
+from ...numerics.tile.row_sum import column_tile
+from ...numerics.tile.scalar import STORAGE, read, stored
 from . import tile
 
 

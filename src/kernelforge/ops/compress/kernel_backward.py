@@ -7,9 +7,8 @@ of a sequence, and then over the chunks.
 
 import tilelang.language as T
 
-from ...numerics.tile.row_sum import row_sum
-from ..mhc.tile import STORAGE, column_tile, stored, value
-from ..sinkhorn.tile import canonical, read
+from ...numerics.tile.row_sum import column_tile, row_sum
+from ...numerics.tile.scalar import STORAGE, canonical, read, stored, value
 from . import tile
 
 TOP, SHARE, MEAN, SLOPE, TERM = range(5)

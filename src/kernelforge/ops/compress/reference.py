@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats.bf16 import canonical
+from ...formats.mx import flush as read
 from ...numerics.elementary import LOG2_E, exp2, recip_positive, rsqrt, value
 from ...numerics.row_sum import row_sum
-from ..sinkhorn.reference import read
 
 Float32 = NDArray[np.float32]
 

@@ -10,8 +10,7 @@ from ...numerics import elementary as pinned
 from ...numerics.row_sum import LANES
 from ...numerics.tile.elementary import exp2_nonpositive, recip_positive, rsqrt
 from ...numerics.tile.row_sum import row_sum
-from ..mhc.tile import value
-from ..sinkhorn.tile import read
+from ...numerics.tile.scalar import read, value
 
 
 @T.macro

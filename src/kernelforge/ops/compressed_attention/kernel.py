@@ -12,14 +12,13 @@ from ...numerics.attention import CHUNK
 from ...numerics.tile.attention import (
     EMPTY,
     attention_chunk,
-    bits_of,
     cut_rows,
     finish,
     limit,
     merge,
-    read,
     start,
 )
+from ...numerics.tile.scalar import bits_of, read
 
 SIZES = 4
 """Values of ``sizes``: queries and raw entries of a batch row, compressed entries a row may have, pages of a row."""

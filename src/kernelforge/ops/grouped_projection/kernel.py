@@ -89,10 +89,6 @@ def sliced_gemm_over_tokens(groups, N, K, block_M, block_N, threads):
                         b_tile[j, t] = b[chunk * CHUNK + t, bz * K + T.min(bx * block_N + j, K - 1)]
                 cut(b_tile, "bfloat16", slices, exponents)
                 sliced_dot_accumulate(acc, a_tile, "bfloat16", slices, exponents, block_N)
-            for i, j in T.Parallel(block_M, block_N):
-                if (by * block_M + i < N) & (bx * block_N + j < K):
-                    bits = T.alloc_var("int32")
-                    bits = T.reinterpret(acc[i, j], "int32")
-                    out[bz * N + by * block_M + i, bx * block_N + j] = T.cast(bf16.encode(bits), "uint16")
+            _store(acc, out, bz * N + by * block_M, bx * block_N, (bz + 1) * N, K - bx * block_N)
 
     return main

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats import bf16
+from ...formats.mx import flush as read
 from ...numerics.window import CHUNK, chunk_length, sliced_dot, window
-from ..sinkhorn.reference import read
 
 Float32 = NDArray[np.float32]
 
@@ -50,7 +50,11 @@ def sliced_gemm_over_tokens(a: Float32, b: Float32, groups: int) -> Float32:
     return np.concatenate(parts)
 
 
-def grouped_output_projection(o: Float32, wa: Float32, wb: Float32) -> Float32:
-    """o [M, groups * K], wa [groups, rank, K], wb [hidden, groups * rank] to [M, hidden]; BF16 in between and after."""
-    groups = len(wa)
-    return sliced_gemm(sliced_gemm(o, wa.reshape(-1, wa.shape[2]), groups), wb, 1)
+def grouped_output_projection(o: Float32, wa: Float32, wb: Float32) -> tuple[Float32, Float32]:
+    """The ranks [M, groups * rank] between the products, and the result [M, hidden].
+
+    Args:
+        o: [M, groups * K]; wa: [groups, rank, K]; wb: [hidden, groups * rank].
+    """
+    ranks = sliced_gemm(o, wa.reshape(-1, wa.shape[2]), len(wa))
+    return ranks, sliced_gemm(ranks, wb, 1)

@@ -4,10 +4,10 @@ import tilelang.language as T
 
 from ...numerics.row_sum import LANES
 from ...numerics.tile.elementary import rsqrt
-from ...numerics.tile.row_sum import clear_lanes, join_lanes
+from ...numerics.tile.row_sum import clear_lanes, column_tile, join_lanes, ordered_sum
+from ...numerics.tile.scalar import STORAGE, canonical, read, stored, value
 from ...numerics.tile.sliced_dot import chunk_length, cut, sliced_dot_accumulate
 from ..sinkhorn import tile as sinkhorn_tile
-from ..sinkhorn.tile import canonical, ordered_sum, read
 from . import tile
 
 
@@ -73,8 +73,8 @@ def mhc_pre(n, C, head, dtype, iters, eps, norm_eps, block_T, block_C, threads):
     length = chunk_length(K, dtype, "float32")
     chunks = T.ceildiv(K, length)
     height = padded(N)
-    tile_C = tile.column_tile(C, block_C)
-    storage = tile.STORAGE[dtype]
+    tile_C = column_tile(C, block_C)
+    storage = STORAGE[dtype]
     gated = 1 if head else n
     mixed = 1 if head else n * n
 
@@ -123,7 +123,7 @@ def mhc_pre(n, C, head, dtype, iters, eps, norm_eps, block_T, block_C, threads):
                 for i, lane in T.Parallel(block_T, LANES):
                     for part in T.unroll(length // LANES):
                         element = T.alloc_var("float32")
-                        element = tile.value(x_tile[i, part * LANES + lane], dtype)
+                        element = value(x_tile[i, part * LANES + lane], dtype)
                         lanes[i, lane] = lanes[i, lane] + element * element
             join_lanes(lanes, inverse)
             for i in T.Parallel(block_T):
@@ -151,10 +151,8 @@ def mhc_pre(n, C, head, dtype, iters, eps, norm_eps, block_T, block_C, threads):
                     if bx * block_T + i < tokens:
                         terms = T.alloc_local((n,), "float32")
                         for j in T.unroll(n):
-                            terms[j] = pre_gate[j, i] * tile.value(
-                                x[bx * block_T + i, j * C + step * tile_C + c], dtype
-                            )
-                        collapsed[bx * block_T + i, step * tile_C + c] = tile.stored(
+                            terms[j] = pre_gate[j, i] * value(x[bx * block_T + i, j * C + step * tile_C + c], dtype)
+                        collapsed[bx * block_T + i, step * tile_C + c] = stored(
                             ordered_sum([terms[j] for j in range(n)]), dtype
                         )
 
@@ -168,8 +166,8 @@ def mhc_post(n, C, dtype, block_T, block_C, threads):
         n, C, dtype, block_T, block_C, threads: as in :func:`mhc_pre`.
     """
     tokens = T.dynamic("tokens")
-    tile_C = tile.column_tile(C, block_C)
-    storage = tile.STORAGE[dtype]
+    tile_C = column_tile(C, block_C)
+    storage = STORAGE[dtype]
 
     @T.prim_func
     def main(
@@ -190,11 +188,11 @@ def mhc_post(n, C, dtype, block_T, block_C, threads):
                 if by * block_T + i < tokens:
                     streams = T.alloc_local((n,), "float32")
                     for j in T.unroll(n):
-                        streams[j] = tile.value(x[by * block_T + i, j * C + bx * tile_C + c], dtype)
+                        streams[j] = value(x[by * block_T + i, j * C + bx * tile_C + c], dtype)
                     block = T.alloc_var("float32")
-                    block = tile.value(y[by * block_T + i, bx * tile_C + c], dtype)
+                    block = value(y[by * block_T + i, bx * tile_C + c], dtype)
                     for k in T.unroll(n):
-                        out[by * block_T + i, k * C + bx * tile_C + c] = tile.stored(
+                        out[by * block_T + i, k * C + bx * tile_C + c] = stored(
                             gate[i, k] * block + ordered_sum([m[i, j * n + k] * streams[j] for j in range(n)]), dtype
                         )
 

@@ -4,9 +4,9 @@ import tilelang.language as T
 
 from ...numerics.row_sum import LANES
 from ...numerics.tile.elementary import sigmoid
-from ...numerics.tile.row_sum import clear_lanes, join_lanes
+from ...numerics.tile.row_sum import clear_lanes, column_tile, join_lanes, ordered_sum
+from ...numerics.tile.scalar import STORAGE, canonical, read, stored, value
 from ..sinkhorn import tile as sinkhorn_tile
-from ..sinkhorn.tile import canonical, ordered_sum, read
 from . import tile
 from .kernel import outputs
 
@@ -18,8 +18,8 @@ def mhc_post_backward(n, C, dtype, block_T, block_C, threads):
         n, C, dtype, block_T, block_C, threads: as in :func:`.kernel.mhc_pre`.
     """
     tokens = T.dynamic("tokens")
-    storage = tile.STORAGE[dtype]
-    tile_C = tile.column_tile(C, block_C)
+    storage = STORAGE[dtype]
+    tile_C = column_tile(C, block_C)
     dots = n + n * n
 
     @T.prim_func
@@ -51,23 +51,23 @@ def mhc_post_backward(n, C, dtype, block_T, block_C, threads):
             for step in T.serial(C // tile_C):
                 # One tensor a loop: a compiler can then tell that stores do not change what is loaded.
                 for i, k, c in T.Parallel(block_T, n, tile_C):
-                    g[i, k * tile_C + c] = tile.value(
+                    g[i, k * tile_C + c] = value(
                         grad[T.min(bx * block_T + i, tokens - 1), k * C + step * tile_C + c], dtype
                     )
                 for i, k, c in T.Parallel(block_T, n, tile_C):
-                    streams[i, k * tile_C + c] = tile.value(
+                    streams[i, k * tile_C + c] = value(
                         x[T.min(bx * block_T + i, tokens - 1), k * C + step * tile_C + c], dtype
                     )
                 for i, c in T.Parallel(block_T, tile_C):
-                    block[i, c] = tile.value(y[T.min(bx * block_T + i, tokens - 1), step * tile_C + c], dtype)
+                    block[i, c] = value(y[T.min(bx * block_T + i, tokens - 1), step * tile_C + c], dtype)
                 for i, c in T.Parallel(block_T, tile_C):
                     if bx * block_T + i < tokens:
-                        y_grad[bx * block_T + i, step * tile_C + c] = tile.stored(
+                        y_grad[bx * block_T + i, step * tile_C + c] = stored(
                             ordered_sum([gate[i, k] * g[i, k * tile_C + c] for k in range(n)]), dtype
                         )
                 for i, j, c in T.Parallel(block_T, n, tile_C):
                     if bx * block_T + i < tokens:
-                        x_grad[bx * block_T + i, j * C + step * tile_C + c] = tile.stored(
+                        x_grad[bx * block_T + i, j * C + step * tile_C + c] = stored(
                             ordered_sum([m[i, j * n + k] * g[i, k * tile_C + c] for k in range(n)]), dtype
                         )
                 for i, k, lane in T.Parallel(block_T, n, LANES):
@@ -109,8 +109,8 @@ def mhc_pre_backward(n, C, head, dtype, iters, eps, block_T, block_C, threads):
     """
     tokens = T.dynamic("tokens")
     K, N = n * C, outputs(n, head)
-    tile_C = tile.column_tile(C, block_C)
-    storage = tile.STORAGE[dtype]
+    tile_C = column_tile(C, block_C)
+    storage = STORAGE[dtype]
     scales, gated, mixed = (1, 1, 1) if head else (3, n, n * n)
 
     @T.prim_func
@@ -149,9 +149,9 @@ def mhc_pre_backward(n, C, head, dtype, iters, eps, block_T, block_C, threads):
             clear_lanes(lanes)
             for step in T.serial(C // LANES):
                 for j, i, lane in T.Parallel(n, block_T, LANES):
-                    lanes[j * block_T + i, lane] = lanes[j * block_T + i, lane] + tile.value(
+                    lanes[j * block_T + i, lane] = lanes[j * block_T + i, lane] + value(
                         collapsed_grad[T.min(bx * block_T + i, tokens - 1), step * LANES + lane], dtype
-                    ) * tile.value(x[T.min(bx * block_T + i, tokens - 1), j * C + step * LANES + lane], dtype)
+                    ) * value(x[T.min(bx * block_T + i, tokens - 1), j * C + step * LANES + lane], dtype)
             join_lanes(lanes, pre_grad)
             if not head:
                 for k, i in T.Parallel(n * n, block_T):
@@ -203,14 +203,10 @@ def mhc_pre_backward(n, C, head, dtype, iters, eps, block_T, block_C, threads):
                             for row in T.unroll(1, N):
                                 through = through + projected[i, row] * weights[row, c]
                             normalized = T.alloc_var("float32")
-                            normalized = read(
-                                tile.value(x[bx * block_T + i, j * C + step * tile_C + c], dtype) * inverse[i]
-                            )
+                            normalized = read(value(x[bx * block_T + i, j * C + step * tile_C + c], dtype) * inverse[i])
                             direct = T.alloc_var("float32")
-                            direct = pre_gate[j, i] * tile.value(
-                                collapsed_grad[bx * block_T + i, step * tile_C + c], dtype
-                            )
-                            x_grad[bx * block_T + i, j * C + step * tile_C + c] = tile.stored(
+                            direct = pre_gate[j, i] * value(collapsed_grad[bx * block_T + i, step * tile_C + c], dtype)
+                            x_grad[bx * block_T + i, j * C + step * tile_C + c] = stored(
                                 (direct + shrink[i] * normalized) + through, dtype
                             )
 
@@ -226,8 +222,8 @@ def mhc_weight_gradient(N, K, dtype, block_C, threads):
         N, K, dtype, block_C, threads: as in :func:`.kernel.mhc_pre`.
     """
     tokens, chunks = T.dynamic("tokens"), T.dynamic("chunks")
-    tile_K = tile.column_tile(K, block_C)
-    storage = tile.STORAGE[dtype]
+    tile_K = column_tile(K, block_C)
+    storage = STORAGE[dtype]
 
     @T.prim_func
     def main(
@@ -249,7 +245,7 @@ def mhc_weight_gradient(N, K, dtype, block_C, threads):
                 for t in T.serial(128):
                     if bounds[chunk, 0] + t < bounds[chunk, 1]:
                         for c in T.Parallel(tile_K):
-                            row[c] = tile.value(x[bounds[chunk, 0] + t, bx * tile_K + c], dtype)
+                            row[c] = value(x[bounds[chunk, 0] + t, bx * tile_K + c], dtype)
                         for j in T.Parallel(N):
                             factor[j] = read(a[bounds[chunk, 0] + t, j])
                         for j, c in T.Parallel(N, tile_K):

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats import bf16
+from ...formats.mx import flush as read
 from ...numerics import window
 from ...numerics.elementary import rsqrt, sigmoid
 from ...numerics.row_sum import row_sum
-from ..sinkhorn.reference import read, sinkhorn, sinkhorn_backward
+from ..sinkhorn.reference import sinkhorn, sinkhorn_backward
 
 Float32 = NDArray[np.float32]
 

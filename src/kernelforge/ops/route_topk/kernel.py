@@ -2,22 +2,13 @@
 
 import tilelang.language as T
 
-from ...formats.tile.integer import FLOAT32_NAN, canonical_bits, read_bits
+from ...formats.tile.integer import FLOAT32_NAN, canonical_bits
 from ...numerics.tile.elementary import exp, recip, recip_positive, rsqrt, sigmoid, softplus
 from ...numerics.tile.row_sum import row_sum
+from ...numerics.tile.scalar import read
 
 _LOWEST = -(2**31)
 _HIGHEST = 2**31 - 1
-
-
-@T.macro
-def _read(x):
-    """A float32 as the contract reads it: magnitudes below 2^-50 are +0."""
-    bits = T.alloc_var("int32")
-    bits = T.reinterpret(x, "int32")
-    value = T.alloc_var("float32")
-    value = T.reinterpret(read_bits(bits), "float32")
-    return value
 
 
 @T.macro
@@ -33,13 +24,13 @@ def _canonical(x):
 @T.macro
 def _score(logit, score):
     x = T.alloc_var("float32")
-    x = _read(logit)
+    x = read(logit)
     if score == "sigmoid":
         x = sigmoid(x)
     else:
-        x = _read(softplus(x))
+        x = read(softplus(x))
         x = T.if_then_else(x == T.float32(0), T.float32(0), x * rsqrt(x))
-    return _read(x)
+    return read(x)
 
 
 @T.macro
@@ -58,7 +49,7 @@ def _softmax(found):
         found[i, e] = exp(found[i, e] - top[i])
     row_sum(found, total)
     for i, e in T.Parallel(rows, experts):
-        found[i, e] = _read(found[i, e] * recip_positive(total[i]))
+        found[i, e] = read(found[i, e] * recip_positive(total[i]))
 
 
 @T.macro
@@ -109,7 +100,7 @@ def _weigh(found, chosen, first, tokens, renormalize, scale, weight):
             share = found[i, chosen[i, s]]
             if renormalize:
                 share = share * factor
-                share = _read(T.if_then_else(total == T.float32(0), T.float32(0), share))
+                share = read(T.if_then_else(total == T.float32(0), T.float32(0), share))
             share = share * T.float32(scale)
             if first + i < tokens:
                 weight[first + i, s] = T.reinterpret(_canonical(share), "float32")
@@ -142,7 +133,7 @@ def route_topk(experts, k, score, renormalize, scale, given, block_T, threads):
                 logit = T.float32(0)
                 if bx * block_T + i < tokens:
                     logit = logits[bx * block_T + i, e]
-                found[i, e] = _read(logit) if score == "softmax" else _score(logit, score)
+                found[i, e] = read(logit) if score == "softmax" else _score(logit, score)
             if score == "softmax":
                 _softmax(found)
             if given:
@@ -155,7 +146,7 @@ def route_topk(experts, k, score, renormalize, scale, given, block_T, threads):
             else:
                 rank = T.alloc_shared((block_T, experts), "int32")
                 for i, e in T.Parallel(block_T, experts):
-                    rank[i, e] = _rank(found[i, e] + _read(bias[e]))
+                    rank[i, e] = _rank(found[i, e] + read(bias[e]))
                 _select(rank, chosen)
                 for i, s in T.Parallel(block_T, k):
                     if bx * block_T + i < tokens:

@@ -2,6 +2,7 @@
 
 import tilelang.language as T
 
+from ...numerics.tile.scalar import canonical
 from . import tile
 
 
@@ -32,7 +33,7 @@ def sinkhorn(n, iters, eps, block_T, threads):
             tile.sinkhorn(m, n, iters, eps)
             for t, k in T.Parallel(block_T, n * n):
                 if bx * block_T + t < tokens:
-                    result[bx * block_T + t, k] = tile.canonical(m[k, t])
+                    result[bx * block_T + t, k] = canonical(m[k, t])
 
     return main
 
@@ -55,6 +56,6 @@ def sinkhorn_backward(n, iters, eps, block_T, threads):
             tile.sinkhorn_backward(g, m, n, iters, eps)
             for t, k in T.Parallel(block_T, n * n):
                 if bx * block_T + t < tokens:
-                    logits_grad[bx * block_T + t, k] = tile.canonical(g[k, t])
+                    logits_grad[bx * block_T + t, k] = canonical(g[k, t])
 
     return main

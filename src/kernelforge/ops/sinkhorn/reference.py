@@ -13,17 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats import bf16
+from ...formats.mx import flush as read
 from ...numerics.elementary import exp, recip_positive
 from ...numerics.row_sum import row_sum
 
 Float32 = NDArray[np.float32]
-
-SMALLEST_READ = np.float32(2.0**-50)
-
-
-def read(x: Float32) -> Float32:
-    """Values as the contract reads them: magnitudes below 2^-50 are +0."""
-    return np.where(np.abs(x) < SMALLEST_READ, np.float32(0), x).astype(np.float32, copy=False)
 
 
 class _Softmax(NamedTuple):

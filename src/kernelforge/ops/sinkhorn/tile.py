@@ -10,34 +10,9 @@ from typing import Any
 
 import tilelang.language as T
 
-from ...formats.tile.integer import canonical_bits, read_bits
 from ...numerics.tile.elementary import exp, recip_positive
 from ...numerics.tile.row_sum import ordered_sum
-
-
-def bits(x: Any) -> Any:
-    """Bits of a float32."""
-    return T.reinterpret(x, "int32")
-
-
-@T.macro
-def read(x: Any) -> Any:
-    """A float32 as the contract reads it: magnitudes below 2^-50 are +0."""
-    value = T.alloc_var("int32")
-    value = T.reinterpret(x, "int32")
-    result = T.alloc_var("float32")
-    result = T.reinterpret(read_bits(value), "float32")
-    return result
-
-
-@T.macro
-def canonical(x: Any) -> Any:
-    """A float32 as an op writes it: NaN is 0x7FC00000, -0 is +0."""
-    value = T.alloc_var("int32")
-    value = T.reinterpret(x, "int32")
-    result = T.alloc_var("float32")
-    result = T.reinterpret(canonical_bits(value), "float32")
-    return result
+from ...numerics.tile.scalar import read
 
 
 def _row(m: Any, n: int, i: Any, t: Any) -> list[Any]:

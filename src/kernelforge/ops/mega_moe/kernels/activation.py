@@ -6,23 +6,8 @@ from typing import Any
 
 import tilelang.language as T
 
-from ....formats.tile.integer import read_bits
 from ....numerics.tile.elementary import silu
-
-
-def bits_of(x: Any) -> Any:
-    """Bits of a float32."""
-    return T.reinterpret(x, "int32")
-
-
-@T.macro
-def read(x: Any) -> Any:
-    """A float32 as the contract reads it: magnitudes below 2^-50 are +0."""
-    bits = T.alloc_var("int32")
-    bits = bits_of(x)
-    value = T.alloc_var("float32")
-    value = T.reinterpret(read_bits(bits), "float32")
-    return value
+from ....numerics.tile.scalar import read
 
 
 @T.macro

@@ -6,8 +6,8 @@ from ....formats.tile import bf16
 from ....formats.tile.integer import canonical_bits
 from ....numerics.tile.elementary import sigmoid, silu
 from ....numerics.tile.row_sum import accumulate_lanes, clear_lanes, join_lanes
+from ....numerics.tile.scalar import bits_of, read
 from ....numerics.tile.sliced_dot import cut, sliced_dot_accumulate
-from .activation import bits_of, read
 
 CHUNK = 128
 """Elements of a contraction under one exponent."""

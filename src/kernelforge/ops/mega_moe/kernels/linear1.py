@@ -5,7 +5,8 @@ import tilelang.language as T
 from ....formats.tile.mx import BLOCK, block_scales, element_code
 from ....numerics.tile.groups import group_of_tile
 from ....numerics.tile.mx_block import mx_block_accumulate
-from .activation import bits_of, swiglu
+from ....numerics.tile.scalar import bits_of
+from .activation import swiglu
 
 
 def moe_linear1(inter, hidden, experts, limit, block_M, block_N, block_K, threads, num_stages):
