@@ -37,6 +37,11 @@ NAN = bf16.FLOAT32_NAN.view(np.float32)
 LOG2_E = np.float32(math.log2(math.e))
 
 
+def window_slots(window: int) -> int:
+    """Aligned chunks that ``window`` consecutive positions may touch."""
+    return (window + CHUNK - 2) // CHUNK + 1
+
+
 def score_factor(scale: float) -> np.float32:
     """``scale * log2(e)`` in float64, rounded to float32: what scores are multiplied by."""
     return np.float32(scale * math.log2(math.e))
@@ -73,11 +78,13 @@ class State(NamedTuple):
     o: NDArray[np.float32]
 
 
-def _clamp(x: NDArray[np.float32]) -> NDArray[np.float32]:
+def clamp(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At most 2^100 in magnitude; NaN stays."""
     return np.where(x > LARGEST_SCORE, LARGEST_SCORE, np.where(x < -LARGEST_SCORE, -LARGEST_SCORE, x))
 
 
-def _read(x: NDArray[np.float32]) -> NDArray[np.float32]:
+def read(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """+0 where the magnitude is below 2^-50 (C1)."""
     return np.where(np.abs(x) < SMALLEST_READ, np.float32(0), x)
 
 
@@ -94,7 +101,7 @@ def start(sink: NDArray[np.float32], width: int) -> State:
         width: D.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        m = _clamp(_read(_read(sink) * LOG2_E))
+        m = clamp(read(read(sink) * LOG2_E))
     denominator = np.where(np.isnan(sink), NAN, np.float32(WEIGHT_ONE)).astype(np.float32)
     return State(np.where(np.isnan(sink), np.float32(0), m), denominator, np.zeros((*sink.shape, width), np.float32))
 
@@ -102,11 +109,23 @@ def start(sink: NDArray[np.float32], width: int) -> State:
 def scores(q: Rows, entries: Rows, factor: np.float32) -> NDArray[np.float32]:
     """float32 [rows, n]: q.k by C4, times ``factor``, at most 2^100 in magnitude; 0 below 2^-50."""
     with np.errstate(over="ignore"):
-        return _read(_clamp(window.sliced_dot(q.window, entries.window) * factor))
+        return read(clamp(window.sliced_dot(q.window, entries.window) * factor))
 
 
 def _nearest(x: NDArray[np.float32]) -> NDArray[np.int32]:
     return np.rint(x).astype(np.int32)
+
+
+def joined(weights: NDArray[np.int32], values: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The dots of windows [m, n] and [n, D], in units of both: ``(hh * 65536 + hl * 256) + ll`` of exact sums."""
+    dots = [np.zeros((weights.shape[0], values.shape[1]), np.float64) for _ in range(3)]
+    for i, left in enumerate(window.split(weights)):
+        for j, right in enumerate(window.split(values)):
+            dots[i + j] += left.astype(np.float64) @ right.astype(np.float64)
+    total = np.zeros_like(dots[0], np.float32)
+    for exact, unit in zip(dots, (65536, 256, 1), strict=True):
+        total = total + exact.astype(np.float32) * np.float32(unit)
+    return total
 
 
 def chunk(q: Rows, entries: Rows, factor: np.float32) -> State:
@@ -125,14 +144,7 @@ def chunk(q: Rows, entries: Rows, factor: np.float32) -> State:
     denominator = np.where(unusable, NAN, _nearest(weight).sum(-1).astype(np.float32))
     # A value is q * 2^(e - 15): the entry's own power of two joins its weight, relative to the chunk's largest.
     places = np.maximum(entries.exponent - largest, -30)
-    aligned = window.split(_nearest(np.ldexp(weight, places)))
-    dots = [np.zeros((t.shape[0], entries.window.q.shape[1]), np.float64) for _ in range(3)]
-    for i, weights in enumerate(aligned):
-        for j, values in enumerate(window.split(entries.window.q)):
-            dots[i + j] += weights.astype(np.float64) @ values.astype(np.float64)
-    total = np.zeros_like(dots[0], np.float32)
-    for exact, unit in zip(dots, (65536, 256, 1), strict=True):
-        total = total + exact.astype(np.float32) * np.float32(unit)
+    total = joined(_nearest(np.ldexp(weight, places)), entries.window.q)
     exponent = np.full(total.shape, 0 if largest == UNUSABLE else largest - 15, np.int32)
     return State(m, denominator.astype(np.float32), window.scale_by_power_of_two(total, exponent))
 
@@ -159,7 +171,7 @@ def unrotate(x: NDArray[np.float32], cos: NDArray[np.float32], sin: NDArray[np.f
     Args:
         cos, sin: float32 [R / 2] of the query's position.
     """
-    c, s = _read(cos), _read(sin)
+    c, s = read(cos), read(sin)
     head, tail = x[:, : x.shape[1] - 2 * len(c)], x[:, x.shape[1] - 2 * len(c) :]
     even, odd = tail[:, 0::2], tail[:, 1::2]
     turned = np.empty_like(tail)

@@ -12,7 +12,8 @@ import torch
 import kernelforge as kf
 from kernelforge.ops.compressed_attention import conformance
 from kernelforge.ops.compressed_attention.conformance import csa, hca, operands
-from kernelforge.ops.compressed_attention.op import BUILDER, NEEDS, factor_bits
+from kernelforge.ops.compressed_attention.plan import BUILDER, NEEDS
+from kernelforge.ops.compressed_attention.problem import factor_bits
 from kernelforge.runtime import KernelSpec, executable
 
 SEED = 3
@@ -239,6 +240,15 @@ def arguments(**changes: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
 def test_errors_say_what_is_wanted(changes, error, words):
     with pytest.raises(error, match=words):
         kf.csa_attention(**arguments(**changes))
+
+
+def test_a_gradient_is_refused():
+    given = arguments()
+    given["q"].requires_grad_()
+    with pytest.raises(NotImplementedError, match=r"no gradient; call them under torch.no_grad\(\)"):
+        kf.csa_attention(**given)
+    with torch.no_grad():
+        kf.csa_attention(**given)
 
 
 def test_torch_checks_the_registration():

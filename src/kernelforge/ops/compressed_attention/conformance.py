@@ -115,7 +115,8 @@ def _full(seed: int) -> Iterator[Problem]:
 
 def kernels(device: str) -> Mapping[str, KernelSpec]:
     """The kernels of decode and prefill at V4-Flash's head count and width."""
-    from .op import BUILDER, NEEDS, factor_bits
+    from .plan import BUILDER, NEEDS
+    from .problem import factor_bits
 
     shape = {"H": 64, "D": 512, "window": 128}
     found = {}

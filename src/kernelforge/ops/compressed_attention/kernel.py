@@ -8,7 +8,7 @@ import struct
 import tilelang.language as T
 
 from ...formats.tile import bf16
-from ...numerics.attention import CHUNK
+from ...numerics.attention import CHUNK, window_slots
 from ...numerics.tile.attention import (
     EMPTY,
     attention_chunk,
@@ -22,11 +22,6 @@ from ...numerics.tile.scalar import bits_of, read
 
 SIZES = 4
 """Values of ``sizes``: queries and raw entries of a batch row, compressed entries a row may have, pages of a row."""
-
-
-def window_slots(window):
-    """Chunks that ``window`` consecutive positions may touch."""
-    return (window - 1 + CHUNK - 1) // CHUNK + 1
 
 
 def _chunk_finder(window, ratio, topk, page):

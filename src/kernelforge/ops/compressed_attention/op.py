@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import functools
-import math
-import struct
 import threading
-from typing import NamedTuple
 
 import torch
 
-from ...backends import Executable
-from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
-from ...runtime import KernelSpec, executable, schedule
-from ..support import Meta, choose_device, define, expect, meta, require_numerics, require_tensor
+from ..support import LIBRARY, define, meta, require_numerics, require_tensor
+from .plan import plan_call
+from .problem import Arguments
 
-CHUNK = 128
-LARGEST_D = 512
-NEEDS = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32})
 MODES = ("exact", "native")
-BUILDER = "kernelforge.ops.compressed_attention.kernel:"
 SIGN = -(2**31)
 """With its sign bit turned, -1 sorts behind every index."""
 
@@ -159,149 +151,6 @@ def _scale(q: torch.Tensor, scale: float | None) -> float:
     return q.shape[-1] ** -0.5 if scale is None and q.dim() > 0 and q.shape[-1] > 0 else float(scale or 0.0)
 
 
-class Arguments(NamedTuple):
-    """Descriptions of a call's tensors."""
-
-    q: Meta
-    kv: Meta
-    entries: Meta
-    indices: Meta | None
-    sink: Meta
-    positions: Meta
-    kv_start: Meta | None
-    block_table: Meta | None
-    cos: Meta | None
-    sin: Meta | None
-
-
-class Problem(NamedTuple):
-    """A checked call. ``N`` is the number of entries a batch row may have, ``topk`` 0 where all are seen."""
-
-    B: int
-    S: int
-    H: int
-    D: int
-    T: int
-    N: int
-    topk: int
-    page: int
-    rope: int
-    window: int
-    ratio: int
-
-
-def _check(given: Arguments, window: int, scale: float, ratio: int) -> Problem:
-    device = given.q.device
-    q = expect("q", given.q, (torch.bfloat16,), ("B", "S", "H", "D"), device)
-    B, S, H, D = q.shape
-    if D == 0 or D % 32 or D > LARGEST_D or H == 0:
-        raise ValueError(f"q: given {q}; at least one head and D a multiple of 32 up to {LARGEST_D} are wanted")
-    kv = expect("kv", given.kv, (torch.bfloat16,), (B, "T", D), device)
-    integers = (torch.int32, torch.int64)
-    page = 0
-    if given.block_table is None:
-        N = expect("entries", given.entries, (torch.bfloat16,), (B, "N", D), device).shape[1]
-    else:
-        page = expect("entries", given.entries, (torch.bfloat16,), ("pages", "page", D), device).shape[1]
-        N = page * expect("block_table", given.block_table, (torch.int32,), (B, "n"), device).shape[1]
-        if page == 0:
-            raise ValueError(f"entries: given {given.entries}; pages of at least one entry are wanted")
-    topk = 0
-    if given.indices is not None:
-        topk = max(1, expect("indices", given.indices, (torch.int32,), (B, S, "K"), device).shape[2])
-    expect("sink", given.sink, (torch.float32,), (H,), device)
-    expect("positions", given.positions, integers, (B, S), device)
-    if given.kv_start is not None:
-        expect("kv_start", given.kv_start, integers, (B,), device)
-    if (given.cos is None) != (given.sin is None):
-        raise ValueError(f"{'sin' if given.sin is None else 'cos'}: missing, wanted with its twin, or neither")
-    rope = 0
-    if given.cos is not None:
-        rope = 2 * expect("cos", given.cos, (torch.float32,), (B, S, "R/2"), device).shape[2]
-        expect("sin", given.sin, (torch.float32,), (B, S, rope // 2), device)
-        if rope > D:
-            raise ValueError(f"cos: given {given.cos}, which rotates {rope} channels; at most D = {D} are wanted")
-    for name, value in (("window", window), ("ratio", ratio)):
-        if value < 1:
-            raise ValueError(f"{name}: given {value}, wanted at least 1")
-    if not 2.0**-20 <= scale <= 2.0**20:
-        raise ValueError(f"scale: given {scale}, wanted between 2^-20 and 2^20")
-    return Problem(B, S, H, D, kv.shape[1], N, topk, page, rope, window, ratio)
-
-
-class Plan(NamedTuple):
-    """Kernels of a call and what they take besides the caller's tensors; no kernels where there is nothing to do."""
-
-    problem: Problem
-    fused: Executable | None
-    parts: Executable | None
-    merge: Executable | None
-    sizes: torch.Tensor
-    chunk_slots: torch.Tensor
-    window_slots: int
-
-
-def factor_bits(scale: float) -> int:
-    """float32 bits of scale * log2(e), what scores are multiplied by."""
-    (bits,) = struct.unpack("<i", struct.pack("<f", scale * math.log2(math.e)))
-    return int(bits)
-
-
-@functools.lru_cache(maxsize=4096)
-def _plan(
-    given: Arguments, window: int, scale: float, ratio: int, numerics: str, backend: str | None, threads: int
-) -> Plan:
-    problem = _check(given, window, scale, ratio)
-    device = choose_device(backend, given.q.device)
-    here = given.q.device
-    chunks = -(-(problem.topk or problem.N) // CHUNK)
-    pages = 0 if given.block_table is None else given.block_table.shape[1]
-    sizes = torch.tensor([problem.S, problem.T, problem.N, pages], dtype=torch.int32, device=here)
-    slots = torch.zeros(chunks, dtype=torch.int8, device=here)
-    window_slots = (window + CHUNK - 2) // CHUNK + 1
-    if problem.B * problem.S == 0:
-        return Plan(problem, None, None, None, sizes, slots, window_slots)
-    tiles = dict(
-        schedule(
-            "compressed_attention",
-            device,
-            queries=problem.B * problem.S,
-            chunks=chunks + window_slots,
-            threads=threads,
-            **{name: getattr(problem, name) for name in ("H", "D", "topk")},
-        )
-    )
-    splits, merge_H = tiles.pop("splits"), tiles.pop("merge_block_H")
-    heads = -(-problem.H // 16) * 16
-    tiles["block_H"], tiles["block_D"] = min(tiles["block_H"], heads), math.gcd(tiles["block_D"], problem.D)
-    shared = {"H": problem.H, "D": problem.D, "window": window}
-    finder = {
-        "ratio": 1 if problem.topk else ratio,
-        "topk": problem.topk,
-        "page": problem.page,
-        "factor_bits": factor_bits(scale),
-        "native": numerics == "native",
-    }
-
-    def kernel(name: str, **parameters: int) -> Executable:
-        return executable(KernelSpec.of(BUILDER + name, NEEDS, **shared, **parameters), device)
-
-    if splits == 1:
-        return Plan(
-            problem, kernel("attention", rope=problem.rope, **finder, **tiles), None, None, sizes, slots, window_slots
-        )
-    merge_tiles = {"block_H": min(merge_H, heads), "block_D": tiles["block_D"], "threads": tiles["threads"]}
-    return Plan(
-        problem,
-        None,
-        kernel("attention_parts", splits=splits, **finder, **tiles),
-        kernel("attention_merge", rope=problem.rope, **merge_tiles),
-        sizes,
-        slots,
-        window_slots,
-    )
-
-
 def _flat(tensor: torch.Tensor, columns: int) -> torch.Tensor:
     """The tensor as a matrix of at least one row: kernels take no address of an empty tensor."""
     return tensor.view(-1, columns) if tensor.numel() else tensor.new_zeros((1, columns))
@@ -363,7 +212,7 @@ def _run(
 ) -> torch.Tensor:
     tensors = (q, kv, entries, indices, sink, positions, kv_start, block_table, cos, sin)
     given = Arguments(*map(meta, tensors))  # type: ignore[arg-type]
-    plan = _plan(given, window, scale, ratio, numerics, backend, torch.get_num_threads())
+    plan = plan_call(given, window, scale, ratio, numerics, backend, torch.get_num_threads())
     problem = plan.problem
     out = torch.empty_like(q)
     Q = problem.B * problem.S
@@ -454,3 +303,14 @@ _hca = define(
     _hca_impl,
     _fake,
 )
+
+
+def _no_gradient(*_: object, **__: object) -> None:
+    raise NotImplementedError(
+        "csa_attention, hca_attention: no gradient; call them under torch.no_grad(), or with tensors that do not "
+        "require one"
+    )
+
+
+for _name in ("csa_attention", "hca_attention"):
+    torch.library.register_autograd(f"kernelforge::{_name}", _no_gradient, setup_context=_no_gradient, lib=LIBRARY)
