@@ -72,7 +72,7 @@ def plan_call(
 
     if splits == 1:
         return Plan(
-            problem, kernel("attention", rope=problem.rope, **finder, **tiles), None, None, sizes, slots, window_slots
+            problem, kernel("attention", rope=problem.rope, **finder, **tiles), None, None, sizes, slots, raw_slots
         )
     merge_tiles = {"block_H": min(merge_H, heads), "block_D": tiles["block_D"], "threads": tiles["threads"]}
     return Plan(
