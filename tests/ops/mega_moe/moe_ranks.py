@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 import kernelforge as kf
+from kernelforge.nn import MXFP4Experts
 from kernelforge.ops.mega_moe.parallel import session as sessions
+from kernelforge.ops.mega_moe.parallel.gradient import backward
 from kernelforge.ops.mega_moe.parallel.headed import CheckedTransport, Link
-from kernelforge.ops.mega_moe.parallel.layer import Experts, forward
+from kernelforge.ops.mega_moe.parallel.layer import Experts, Tokens, forward
 
 Arrays = tuple[Any, ...]
 
@@ -24,10 +26,10 @@ def shard(weights: Arrays, rank: int, size: int) -> list[torch.Tensor]:
     return [torch.from_numpy(array[rank * each : (rank + 1) * each].copy()) for array in weights]
 
 
-def tokens_of(tokens: Arrays, shares: list[list[int]], rank: int) -> list[torch.Tensor]:
-    """This rank's tokens: x (bits), topk_idx, topk_weight."""
+def tokens_of(tokens: Arrays, shares: list[list[int]], rank: int) -> Tokens:
+    """This rank's tokens; x is given as bits."""
     x, topk_idx, topk_weight = (torch.from_numpy(array[shares[rank]].copy()) for array in tokens)
-    return [x.view(torch.bfloat16), topk_idx, topk_weight]
+    return Tokens(x.view(torch.bfloat16), topk_idx, topk_weight)
 
 
 def run_layer(group, weights, tokens, shares, limit, cases) -> list[np.ndarray]:
@@ -40,6 +42,41 @@ def run_layer(group, weights, tokens, shares, limit, cases) -> list[np.ndarray]:
         out = kf.mega_moe(*mine, *experts, group, waves, limit, schedule=schedule)
         outputs.append(out.view(torch.uint16).numpy())
     return outputs
+
+
+def run_backward(group, weights, tokens, grad, shares, limit, cases) -> list[list[np.ndarray]]:
+    """The layer's gradients on this rank for each case (waves, schedule): x (bits), topk_weight, w1, w2."""
+    rank, size = group.rank(), group.size()
+    experts = Experts(*shard(weights, rank, size), limit, None)
+    mine = tokens_of(tokens, shares, rank)
+    own = torch.from_numpy(grad[shares[rank]].copy()).view(torch.bfloat16)
+    opened = sessions.session(group, torch.device("cpu"))
+    found = []
+    for waves, schedule in cases:
+        x, *others = backward(opened, own, mine, experts, True, waves, schedule)
+        found.append([x.view(torch.uint16).numpy(), *(tensor.numpy() for tensor in others)])
+    return found
+
+
+def run_autograd(group, weights, tokens, grad, shares, limit) -> list[np.ndarray]:
+    """What autograd finds on this rank for x (bits) and topk_weight."""
+    x, topk_idx, weight = tokens_of(tokens, shares, group.rank())
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    out = kf.mega_moe(x, topk_idx, weight, *shard(weights, group.rank(), group.size()), group, "auto", limit)
+    out.backward(torch.from_numpy(grad[shares[group.rank()]].copy()).view(torch.bfloat16))
+    return [x.grad.view(torch.uint16).numpy(), weight.grad.numpy()]
+
+
+def run_training(group, dense, tokens, grad, shares, limit) -> list[np.ndarray]:
+    """What autograd finds on this rank through a module: x (bits), topk_weight, gate_up, down."""
+    x, topk_idx, weight = tokens_of(tokens, shares, group.rank())
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    gate_up, down = (torch.from_numpy(array) for array in dense)
+    module = MXFP4Experts.from_dense(gate_up, down, limit, trainable=True, group=group)
+    out = module(x, topk_idx, weight)
+    out.backward(torch.from_numpy(grad[shares[group.rank()]].copy()).view(torch.bfloat16))
+    found = weight.grad, module.gate_up.grad, module.down.grad
+    return [x.grad.view(torch.uint16).numpy(), *(tensor.numpy() for tensor in found)]
 
 
 def configure(group, timeout=60.0, checksums=False, link=None) -> None:
@@ -69,7 +106,7 @@ def timed_failure(group, weights, tokens, shares, waves, victim=-1, channel=0, n
     begun = time.monotonic()
     kind = said = ""
     try:
-        forward(session, *tokens_of(tokens, shares, group.rank()), experts, waves, "waves")
+        forward(session, tokens_of(tokens, shares, group.rank()), experts, waves, "waves")
     except (RuntimeError, ValueError) as error:
         kind, said = type(error).__name__, str(error)
     return kind, said, time.monotonic() - begun
@@ -99,7 +136,7 @@ def run_with_checksums(group, weights, tokens, shares, limit, corrupt_on: int):
         checked.inner.post = post
     experts = Experts(*shard(weights, group.rank(), group.size()), limit, None)
     try:
-        out = forward(session, *tokens_of(tokens, shares, group.rank()), experts, 2, "waves")
+        out = forward(session, tokens_of(tokens, shares, group.rank()), experts, 2, "waves")
         return out.view(torch.uint16).numpy()
     except RuntimeError as error:
         return type(error).__name__, str(error)
@@ -116,8 +153,8 @@ def held_after(group, weights, tokens, shares, calls: int):
         return int(status["VmRSS"].split()[0]) * 1024, int(status["Threads"]), len(os.listdir("/proc/self/fd"))
 
     for _ in range(50):
-        forward(session, *mine, experts, 2, "waves")
+        forward(session, mine, experts, 2, "waves")
     before = held()
     for _ in range(calls):
-        forward(session, *mine, experts, 2, "waves")
+        forward(session, mine, experts, 2, "waves")
     return before, held()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from gloo_ranks import Ranks
 from moe_data import HIDDEN, INTER, LIMIT, choices, layer
-from moe_ranks import run_layer
+from moe_ranks import run_autograd, run_backward, run_layer, run_training
 
-from kernelforge.formats import bf16
+from kernelforge.formats import bf16, mx
 from kernelforge.ops.mega_moe import reference
 
 EXPERTS, TOKENS, SLOTS = 8, 37, 3
@@ -68,3 +70,74 @@ def test_bits_do_not_depend_on_ranks_waves_schedule_or_token_order(ranks, choice
     for rank, outputs in enumerate(ranks.call(run_layer, tuple(weights), tokens, shares, LIMIT, CASES)):
         for case, output in zip(CASES, outputs, strict=True):
             assert np.array_equal(output, expected[shares[rank]]), f"rank {rank}, {case}"
+
+
+def _grad(tokens: int) -> np.ndarray:
+    """bfloat16 bits of a gradient of the layer's result."""
+    return bf16.encode(np.random.default_rng(8).standard_normal((tokens, HIDDEN)).astype(np.float32))
+
+
+BACKWARD_CASES = [(1, "waves"), (3, "waves"), ("auto", "waves"), (1, "serial"), (3, "two_stage")]
+
+
+@pytest.mark.parametrize(
+    ("choice", "share"),
+    [
+        ("some", "in order"),
+        ("some", "all on the last rank"),
+        ("some", "none"),
+        ("one expert", "in order"),
+        ("nothing chosen", "in order"),
+    ],
+)
+def test_gradients_do_not_depend_on_ranks_waves_or_schedule(ranks, choice, share):
+    """Weights' gradients are summed in the order of the ranks' tokens, so these go to the ranks in order."""
+    weights = layer(np.random.default_rng(5), EXPERTS, HIDDEN, INTER)
+    shares = _shares(share, ranks.size)
+    held = [token for own in shares for token in own]
+    tokens = [array[held] for array in _tokens(choice)]
+    grad = _grad(len(held))
+    expected = reference.mega_moe_backward(grad, *tokens, weights, LIMIT)
+    places = _shares_of(shares)
+    outcomes = ranks.call(run_backward, tuple(weights), tokens, grad, places, LIMIT, BACKWARD_CASES)
+    for rank, outputs in enumerate(outcomes):
+        for case, found in zip(BACKWARD_CASES, outputs, strict=True):
+            assert_gradients(found, expected, places, rank, ranks.size, case)
+
+
+def assert_gradients(found, expected, places, rank: int, size: int, case: object) -> None:
+    each = EXPERTS // size
+    own = slice(rank * each, (rank + 1) * each)
+    wanted = expected.x[places[rank]], expected.topk_weight[places[rank]], expected.w1[own], expected.w2[own]
+    for name, ours, theirs in zip(expected._fields, found, wanted, strict=True):
+        assert ours.tobytes() == theirs.tobytes(), f"{name} on rank {rank}, {case}"
+
+
+def _shares_of(shares: list[list[int]]) -> list[list[int]]:
+    """The same shares of tokens that are numbered as the ranks hold them."""
+    begins = np.cumsum([0, *(len(own) for own in shares)])
+    return [list(range(begin, end)) for begin, end in itertools.pairwise(begins.tolist())]
+
+
+def test_autograd_goes_over_ranks(ranks):
+    weights, tokens, shares = layer(np.random.default_rng(5), EXPERTS), _tokens("some"), _shares("shuffled", ranks.size)
+    grad = _grad(TOKENS)
+    expected = reference.mega_moe_backward(grad, *tokens, weights, LIMIT)
+    for rank, (x, weight) in enumerate(ranks.call(run_autograd, tuple(weights), tokens, grad, shares, LIMIT)):
+        assert np.array_equal(x, expected.x[shares[rank]])
+        assert weight.tobytes() == expected.topk_weight[shares[rank]].tobytes()
+
+
+def test_a_module_over_ranks_trains_with_the_gradients_of_one_process(ranks):
+    draw = np.random.default_rng(9)
+    dense = [
+        (0.1 * draw.standard_normal(shape)).astype(np.float32)
+        for shape in ((EXPERTS, 2 * INTER, HIDDEN), (EXPERTS, HIDDEN, INTER))
+    ]
+    weights = (*mx.quantize_mxfp4(dense[0]), *mx.quantize_mxfp4(dense[1]))
+    tokens = _tokens("some")
+    grad = _grad(TOKENS)
+    expected = reference.mega_moe_backward(grad, *tokens, weights, LIMIT)
+    shares = _shares("in order", ranks.size)
+    for rank, found in enumerate(ranks.call(run_training, dense, tokens, grad, shares, LIMIT)):
+        assert_gradients(found, expected, shares, rank, ranks.size, "module")

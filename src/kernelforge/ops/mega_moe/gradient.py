@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -12,7 +15,7 @@ from ..mx_quantize.op import dequantize_mxfp4
 from ..mxfp4_gemm.op import grouped_mxfp4_gemm
 from ..support import Meta, choose_device, define, expect, meta
 from . import local
-from .dispatch import Dispatched, Operands, check, dispatch
+from .dispatch import Operands, check, dispatch
 
 _PRODUCT = f"{local.KERNELS}.backward:moe_input_product"
 _WEIGHT_PRODUCT = f"{local.KERNELS}.backward:moe_weight_product"
@@ -37,15 +40,18 @@ def _product(left: torch.Tensor, right: torch.Tensor, backend: str | None, trans
 
 
 def _activation_backward(
-    gate_up: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, limit: float, backend: str | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of gate and up, bfloat16 [m, 2 * inter], and of the rows' weights, float32 [m]."""
-    grad_gate_up = gate_up.new_empty(gate_up.shape, dtype=torch.bfloat16)
-    grad_weight = torch.empty_like(weight)
+    gate_up: torch.Tensor,
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    limit: float,
+    grad_gate_up: torch.Tensor,
+    grad_weight: torch.Tensor,
+    backend: str | None,
+) -> None:
+    """Gradients of gate and up, into bfloat16 [m, 2 * inter], and of the rows' weights, into float32 [m]."""
     device = choose_device(backend, grad.device)
     run = local.tuned(_ACTIVATION, device, "activation_backward", 0, 0, inter=grad.shape[1], limit=limit)
     run(gate_up, grad, weight, grad_gate_up, grad_weight)
-    return grad_gate_up, grad_weight
 
 
 def _values(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -56,6 +62,96 @@ def _values(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     factor = torch.where(byte > e8m0.BIAS + e8m0.HIGHEST_READ, torch.nan, factor)
     blocks = codes.view(torch.float8_e4m3fn).float().unflatten(-1, (scale.shape[-1], local.BLOCK))
     return (blocks * factor[..., None]).flatten(-2).bfloat16()
+
+
+Experts = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""w1, w1_scale, w2, w2_scale."""
+
+
+class Rows(NamedTuple):
+    """What an expert's gradients are made of; at least one row, sorted by expert.
+
+    Attributes:
+        x, x_scale: MXFP8 rows, ``float8_e4m3fn`` [n, hidden] and scale bytes [n, hidden/32].
+        offsets: int32 [E + 1], from 0 to n.
+        weight: float32 [n].
+        grad: ``bfloat16`` [n, hidden], of the token that a row belongs to.
+    """
+
+    x: torch.Tensor
+    x_scale: torch.Tensor
+    offsets: torch.Tensor
+    weight: torch.Tensor
+    grad: torch.Tensor
+
+    def parts(self) -> Iterator[tuple[int, slice]]:
+        """Experts with rows, and which."""
+        offsets = self.offsets.tolist()
+        for expert, (begin, end) in enumerate(itertools.pairwise(offsets)):
+            if end > begin:
+                yield expert, slice(begin, end)
+
+
+class Inner(NamedTuple):
+    """Gradients between the layers of an expert.
+
+    Attributes:
+        gate_up: ``bfloat16`` [n, 2 * inter].
+        weight: float32 [n], of the rows' weights.
+        x, h: ``bfloat16`` values of rows and activation, where weights are to have gradients.
+    """
+
+    gate_up: torch.Tensor
+    weight: torch.Tensor
+    x: torch.Tensor | None
+    h: torch.Tensor | None
+
+
+def inner_gradient(rows: Rows, experts: Experts, limit: float, weights: bool, backend: str | None) -> Inner:
+    """From the outputs' gradients to those of gate, up and the rows' weights.
+
+    Expert by expert: only one expert's weights exist as bfloat16 at a time.
+    """
+    w1, w1_scale, w2, w2_scale = experts
+    gate_up = grouped_mxfp4_gemm(rows.x, rows.x_scale, w1, w1_scale, rows.offsets, torch.float32, backend=backend)
+    x = h = None
+    if weights:
+        x = _values(rows.x, rows.x_scale)
+        h = _values(*local.activation(*rows[:4], *experts, limit=limit, backend=backend))
+    found = Inner(gate_up.new_empty(gate_up.shape, dtype=torch.bfloat16), torch.empty_like(rows.weight), x, h)
+    for expert, part in rows.parts():
+        wide = dequantize_mxfp4(w2[expert], w2_scale[expert], torch.bfloat16, backend=backend)
+        grad_h = _product(rows.grad[part], wide, backend)
+        _activation_backward(
+            gate_up[part], grad_h, rows.weight[part], limit, found.gate_up[part], found.weight[part], backend
+        )
+    return found
+
+
+def outer_gradient(
+    rows: Rows,
+    inner: Inner,
+    experts: Experts,
+    grad_rows: torch.Tensor,
+    grad_weights: tuple[torch.Tensor, torch.Tensor] | None,
+    backend: str | None,
+) -> None:
+    """From the gradients of gate and up to those of rows and weights.
+
+    Args:
+        grad_rows: written, float32 [at least n, hidden].
+        grad_weights: written where given, float32 [E, 2 * inter, hidden] and [E, hidden, inter], but for experts
+            without rows.
+    """
+    w1, w1_scale, _, _ = experts
+    for expert, part in rows.parts():
+        wide = dequantize_mxfp4(w1[expert], w1_scale[expert], torch.bfloat16, backend=backend)
+        grad_rows[part] = _product(inner.gate_up[part], wide, backend)
+        if grad_weights is not None:
+            assert inner.x is not None
+            assert inner.h is not None
+            grad_weights[0][expert] = _product(inner.gate_up[part], inner.x[part], backend, transposed=True)
+            grad_weights[1][expert] = _product(rows.grad[part], inner.h[part], backend, transposed=True)
 
 
 def _impl(
@@ -74,53 +170,19 @@ def _impl(
     operands = Operands(x, topk_idx, topk_weight, w1, w1_scale, w2, w2_scale)
     check(*(meta(tensor) for tensor in operands), backend)
     expect("grad", meta(grad), (torch.bfloat16,), tuple(x.shape), x.device)
-    inputs = operands, limit, weights, backend
     _, grad_weight, grad_w1, grad_w2 = _fake(grad, *operands, limit, weights, backend)
     for tensor in (grad_weight, grad_w1, grad_w2):
         tensor.zero_()
-    rows = dispatch(x, topk_idx, topk_weight, w1.shape[0], backend)
-    used = int(rows.plan.offsets[-1])
-    grad_rows = x.new_zeros((len(rows.token), x.shape[1]), dtype=torch.float32)
+    sent = dispatch(x, topk_idx, topk_weight, w1.shape[0], backend)
+    used = int(sent.plan.offsets[-1])
+    grad_rows = x.new_zeros((len(sent.token), x.shape[1]), dtype=torch.float32)
     if used:
-        _of_rows(rows, grad[rows.token], inputs, grad_rows, grad_weight, grad_w1, grad_w2)
-    return local.combine(grad_rows, rows.plan.inverse, backend), grad_weight, grad_w1, grad_w2
-
-
-def _of_rows(
-    rows: Dispatched,
-    grad: torch.Tensor,
-    inputs: tuple[Operands, float, bool, str | None],
-    grad_rows: torch.Tensor,
-    grad_weight: torch.Tensor,
-    grad_w1: torch.Tensor,
-    grad_w2: torch.Tensor,
-) -> None:
-    """Gradients expert by expert: only one expert's weights exist as bfloat16 at a time."""
-    (*_, w1, w1_scale, w2, w2_scale), limit, weights, backend = inputs
-    offsets = rows.plan.offsets.tolist()
-    used = offsets[-1]
-    given = rows.x[:used], rows.x_scale[:used]
-    gate_up = grouped_mxfp4_gemm(*given, w1, w1_scale, rows.plan.offsets, torch.float32, backend=backend)
-    if weights:
-        x = _values(*given)
-        h, h_scale = local.activation(
-            *given, rows.plan.offsets, rows.weight[:used], w1, w1_scale, w2, w2_scale, limit=limit, backend=backend
-        )
-        h = _values(h, h_scale)
-    pairs = grad_weight.view(-1)
-    for expert in range(len(offsets) - 1):
-        part = slice(offsets[expert], offsets[expert + 1])
-        if part.start == part.stop:
-            continue
-        wide = dequantize_mxfp4(w2[expert], w2_scale[expert], torch.bfloat16, backend=backend)
-        grad_h = _product(grad[part], wide, backend)
-        grad_gate_up, grad_of_weight = _activation_backward(gate_up[part], grad_h, rows.weight[part], limit, backend)
-        wide = dequantize_mxfp4(w1[expert], w1_scale[expert], torch.bfloat16, backend=backend)
-        grad_rows[part] = _product(grad_gate_up, wide, backend)
-        pairs[rows.plan.order[part].long()] = grad_of_weight
-        if weights:
-            grad_w1[expert] = _product(grad_gate_up, x[part], backend, transposed=True)
-            grad_w2[expert] = _product(grad[part], h[part], backend, transposed=True)
+        rows = Rows(sent.x[:used], sent.x_scale[:used], sent.plan.offsets, sent.weight[:used], grad[sent.token[:used]])
+        experts = (w1, w1_scale, w2, w2_scale)
+        found = inner_gradient(rows, experts, limit, weights, backend)
+        outer_gradient(rows, found, experts, grad_rows, (grad_w1, grad_w2) if weights else None, backend)
+        grad_weight.view(-1)[sent.plan.order[:used].long()] = found.weight
+    return local.combine(grad_rows, sent.plan.inverse, backend), grad_weight, grad_w1, grad_w2
 
 
 def _fake(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,7 +49,8 @@ def mega_moe(
         w1_scale: E8M0 bytes [E, 2 * inter, hidden/32].
         w2, w2_scale: [E, hidden, inter/2] and [E, hidden, inter/32]. hidden and inter are multiples of 32.
         group: ranks that share the experts: rank r of R passes experts ``[r * E, (r + 1) * E)`` of ``R * E`` in
-            ``w1`` to ``w2_scale``, and its own tokens, as many as it has. All ranks must call. None for one process.
+            ``w1`` to ``w2_scale``, and its own tokens, as many as it has. All ranks must call; where one needs
+            gradients all do, and all must run the backward pass. None for one process.
         waves: runs of experts whose tokens travel, are computed and return one after another: while a wave is computed,
             the next one's tokens and the last one's results travel. ``"auto"`` takes the number that is best by the
             rates measured so far.
@@ -123,6 +125,30 @@ _moe = define(
     _impl,
     _fake,
 )
+
+
+def layer_gradients(
+    grad: torch.Tensor,
+    operands: Sequence[torch.Tensor],
+    swiglu_limit: float | None,
+    weights: bool,
+    group: ProcessGroup | None,
+    waves: int | str,
+    schedule: str,
+    backend: str | None,
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of :func:`mega_moe` in x, topk_weight and, with ``weights``, in the values that w1 and w2 stand for.
+
+    Args:
+        grad: of the result, ``bfloat16`` [T, hidden], contiguous.
+        operands: the seven tensors, x to w2_scale.
+    """
+    if group is not None:
+        from .parallel.gradient import layer_gradients_over
+
+        return layer_gradients_over(group, grad, operands, swiglu_limit, weights, waves, schedule, backend)
+    found: tuple[torch.Tensor, ...] = backward(grad, *operands, local.clamp_limit(swiglu_limit), weights, backend)
+    return found if weights else (*found[:2], None, None)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -1,8 +1,8 @@
 """Expert parallelism: rows travel between ranks in waves while others are computed."""
 
 from .errors import MoeCommunicationError, PayloadCorrupted, PeerLost, PeerRefused
+from .gradient import mega_moe_over
 from .headed import Link
-from .layer import mega_moe_over
 from .session import Options, close, configure
 
 __all__ = [

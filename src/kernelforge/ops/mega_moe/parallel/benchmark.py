@@ -27,7 +27,7 @@ from ....bench import Report, Row
 from ..schedule import SCHEDULES, Loads, Span, dispatch_row, program, result_row, simulate
 from ..schedule.model import LINEAR1_SHARE
 from .headed import Link
-from .layer import Experts, forward
+from .layer import Experts, Forward, Tokens, forward
 from .session import Options, Session, close, configure, session
 from .waves import WavePlan
 
@@ -116,7 +116,7 @@ class _Layer:
         keys = random.random((size, tokens, EXPERTS_PER_RANK * size))
         topk_idx = np.argsort(keys, -1)[:, :, :SLOTS].astype(np.int32)
         self.counts = counts_of(topk_idx, EXPERTS_PER_RANK * size)
-        self.operands = (
+        self.operands = Tokens(
             torch.randn((tokens, HIDDEN), generator=draw).to(torch.bfloat16),
             torch.from_numpy(topk_idx[rank].copy()),
             torch.rand((tokens, SLOTS), generator=draw),
@@ -133,7 +133,7 @@ class _Layer:
         if opened.shaped is not None:
             opened.shaped.log.clear()
         begin = time.monotonic()
-        forward(opened, *self.operands, self.experts, waves, schedule)
+        forward(opened, self.operands, self.experts, waves, schedule)
         taken = torch.tensor([time.monotonic() - begin], dtype=torch.float64)
         dist.all_reduce(taken, dist.ReduceOp.MAX, self.group)
         spans = [s._replace(start=s.start - begin, end=s.end - begin) for s in opened.engine.trace]
@@ -169,7 +169,7 @@ def measure(group: dist.ProcessGroup, tokens: int, rounds: int) -> Measurement:
             beside.setdefault(waves, []).append(seconds - products)
             if waves == 1:
                 computed.append(products)
-    measured = layer.session().measured_for(HIDDEN, INTER, EXPERTS_PER_RANK)
+    measured = layer.session().measured_for(HIDDEN, INTER, EXPERTS_PER_RANK, Forward.number)
     row, expert, wave = measured.costs()
     # What a call takes beside its products grows with the waves: posting, sorting, waking a thread.
     handling, around = np.polyfit(list(beside), [statistics.median(found) for found in beside.values()], 1)

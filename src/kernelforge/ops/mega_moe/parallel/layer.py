@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from ...mx_quantize.op import quantize_mxfp8
 from ...support import expect, meta
@@ -16,10 +14,11 @@ from .. import local
 from ..schedule import SCHEDULES, dispatch_row, program, result_row
 from ..schedule.program import AUTO, require_schedule, wave_argument
 from .agree import Agreement, agree
-from .engine import Arrived
+from .buffers import Buffers
+from .engine import Arrived, Compute
 from .errors import PeerRefused
-from .measured import choose_waves
-from .session import Session, session
+from .measured import Measured, choose_waves
+from .session import Session
 from .waves import WavePlan
 
 
@@ -46,33 +45,39 @@ class Experts(NamedTuple):
         return int(self.w1.shape[0])
 
 
-def mega_moe_over(
-    group: dist.ProcessGroup,
-    x: torch.Tensor,
-    topk_idx: torch.Tensor,
-    topk_weight: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    swiglu_limit: float | None,
-    waves: int | str,
-    schedule: str,
-    backend: str | None,
-) -> torch.Tensor:
-    """:func:`kernelforge.mega_moe` over a group; ``weights`` are w1, w1_scale, w2, w2_scale."""
-    w1, w1_scale, w2, w2_scale = weights
-    experts = Experts(w1, w1_scale, w2, w2_scale, swiglu_limit, backend)
-    return forward(session(group, x.device), x, topk_idx, topk_weight, experts, waves, schedule)
+class Tokens(NamedTuple):
+    """This rank's tokens, and where they go."""
+
+    x: torch.Tensor
+    topk_idx: torch.Tensor
+    topk_weight: torch.Tensor
 
 
-def forward(
-    opened: Session,
-    x: torch.Tensor,
-    topk_idx: torch.Tensor,
-    topk_weight: torch.Tensor,
-    experts: Experts,
-    waves: int | str,
-    schedule: str,
-) -> torch.Tensor:
-    """The layer's output for this rank's tokens, ``bfloat16`` [T, hidden]; all ranks of the session must call.
+class Passage(Protocol):
+    """One direction of a layer: what its rows hold on their way to an expert and back, and what is done with them."""
+
+    number: int
+    """Tells the directions apart: ranks must go in the same one."""
+    row_bytes: int
+    result_bytes: int
+
+    def check(self) -> None:
+        """Raise ``TypeError`` or ``ValueError`` if this rank's arguments are wrong."""
+
+    def pack(self, session: Session, plan: local.Plan) -> torch.Tensor:
+        """This rank's rows, sorted by expert: uint8 [rows, row_bytes]."""
+
+    def compute(self, session: Session, measured: Measured) -> Compute:
+        """What is done with a wave."""
+
+
+def travel(
+    opened: Session, tokens: Tokens, experts: Experts, waves: int | str, schedule: str, passage: Passage
+) -> tuple[torch.Tensor, local.Plan]:
+    """Send rows to their experts' ranks and fetch what becomes of them; all ranks of the session must call.
+
+    Returns:
+        uint8 [rows, result_bytes], valid until the next call, and the plan that sorted this rank's rows.
 
     Raises:
         TypeError, ValueError: this rank's arguments are wrong; the other ranks are told and raise :class:`PeerRefused`.
@@ -81,14 +86,14 @@ def forward(
     engine = opened.engine
     with engine.call() as call:
         size = engine.transport.size
-        measured = opened.measured_for(experts.hidden, experts.inter, experts.local)
+        measured = opened.measured_for(experts.hidden, experts.inter, experts.local, passage.number)
         problem: Exception | None = None
         plan, fields = None, {}
         counts = np.zeros(size * experts.local, dtype=np.int64)
         try:
-            _check(x, topk_idx, topk_weight, experts)
-            fields = _fields(experts, waves, schedule)
-            plan = local.dispatch_plan(topk_idx, size * experts.local, experts.backend)
+            passage.check()
+            fields = _fields(experts, waves, schedule, passage.number)
+            plan = local.dispatch_plan(tokens.topk_idx, size * experts.local, experts.backend)
             counts = np.diff(plan.offsets.cpu().numpy()).astype(np.int64)
         except Exception as error:
             problem = error
@@ -97,17 +102,47 @@ def forward(
         costs = agreed.rates[0], agreed.rates[1], agreed.rates[2]
         asked = wave_argument(waves)
         if asked == AUTO:
-            asked = choose_waves(agreed.counts, experts.hidden, costs, *agreed.rates[3:5])
+            sizes = passage.row_bytes, passage.result_bytes
+            asked = choose_waves(agreed.counts, sizes, costs, *agreed.rates[3:5])
         cut = WavePlan(
             agreed.counts, engine.transport.rank, 1 if schedule == "serial" else asked, *_weights(costs[0], costs[1])
         )
-        rows = _pack(opened, x, topk_weight, plan, experts.backend)
-        compute = _Compute(opened, experts, measured)
-        results = engine.run(program(schedule, cut.waves), cut, rows, compute, result_row(experts.hidden))
-        return local.combine(results.view(torch.float32), plan.inverse, experts.backend)
+        with engine.guarded():
+            rows = passage.pack(opened, plan)
+            compute = passage.compute(opened, measured)
+        return engine.run(program(schedule, cut.waves), cut, rows, compute, passage.result_bytes), plan
 
 
-def _check(x: torch.Tensor, topk_idx: torch.Tensor, topk_weight: torch.Tensor, experts: Experts) -> None:
+def forward(
+    opened: Session, tokens: Tokens, experts: Experts, waves: int | str = "auto", schedule: str = "waves"
+) -> torch.Tensor:
+    """The layer's output for this rank's tokens, ``bfloat16`` [T, hidden]; raises as :func:`travel`."""
+    results, plan = travel(opened, tokens, experts, waves, schedule, Forward(tokens, experts))
+    return local.combine(results.view(torch.float32), plan.inverse, experts.backend)
+
+
+class Forward:
+    """Tokens go to their experts and results come back."""
+
+    number = 0
+
+    def __init__(self, tokens: Tokens, experts: Experts) -> None:
+        self._tokens, self._experts = tokens, experts
+        self.row_bytes, self.result_bytes = dispatch_row(experts.hidden), result_row(experts.hidden)
+
+    def check(self) -> None:
+        check(self._tokens, self._experts)
+
+    def pack(self, session: Session, plan: local.Plan) -> torch.Tensor:
+        return pack(session, self._tokens, plan, self._experts.backend)
+
+    def compute(self, session: Session, measured: Measured) -> Compute:
+        return _Compute(session, self._experts, measured)
+
+
+def check(tokens: Tokens, experts: Experts) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless tokens and experts fit together."""
+    x, topk_idx, topk_weight = tokens
     given = meta(x)
     assert given is not None
     local.check_experts(meta(experts.w1), meta(experts.w1_scale), meta(experts.w2), meta(experts.w2_scale), given)
@@ -121,7 +156,7 @@ def _weights(row: float, expert: float) -> tuple[float, float]:
     return (row, expert) if row or expert else (1.0, 0.0)
 
 
-def _fields(experts: Experts, waves: int | str, schedule: str) -> dict[str, int]:
+def _fields(experts: Experts, waves: int | str, schedule: str, direction: int) -> dict[str, int]:
     require_schedule(schedule)
     return {
         "hidden": experts.hidden,
@@ -130,6 +165,7 @@ def _fields(experts: Experts, waves: int | str, schedule: str) -> dict[str, int]
         "swiglu_limit (its bits)": int(np.float64(local.clamp_limit(experts.limit)).view(np.int64)),
         "waves": wave_argument(waves),
         "schedule (its number)": SCHEDULES.index(schedule),
+        "direction (0 forward, 1 backward)": direction,
     }
 
 
@@ -160,53 +196,73 @@ def _agree(
     return outcome[0]
 
 
-def _pack(
-    session: Session, x: torch.Tensor, topk_weight: torch.Tensor, plan: local.Plan, backend: str | None
+def pack(
+    session: Session, tokens: Tokens, plan: local.Plan, backend: str | None, beside: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """This rank's rows as they travel, sorted by expert: MXFP8 elements, scales, the weight in the last four bytes."""
+    """This rank's rows as they travel, sorted by expert: MXFP8 elements, scales, the weight in four bytes; and then the
+    token's row of ``beside``, uint8 [T, any multiple of 4]."""
     buffers = session.engine.buffers
+    x, _, topk_weight = tokens
     hidden, slots = x.shape[1], max(topk_weight.shape[1], 1)
-    row_bytes = dispatch_row(hidden)
+    head = dispatch_row(hidden)
     codes, scale = quantize_mxfp8(x, backend=backend)
-    tokens = buffers.take("tokens", x.shape[0], row_bytes)
-    tokens[:, :hidden] = codes.view(torch.uint8)
-    tokens[:, hidden : hidden + scale.shape[1]] = scale
+    wide = buffers.take("tokens", x.shape[0], head + (0 if beside is None else beside.shape[1]))
+    wide[:, :hidden] = codes.view(torch.uint8)
+    wide[:, hidden : hidden + scale.shape[1]] = scale
+    if beside is not None:
+        wide[:, head:] = beside
     pair = plan.order[: int(plan.offsets[-1])].long()
-    rows = buffers.take("packed", pair.shape[0], row_bytes)
-    torch.index_select(tokens, 0, pair // slots, out=rows)
-    rows.view(torch.float32)[:, -1] = topk_weight.flatten()[pair]
+    rows = buffers.take("packed", pair.shape[0], wide.shape[1])
+    torch.index_select(wide, 0, pair // slots, out=rows)
+    rows.view(torch.float32)[:, head // 4 - 1] = topk_weight.flatten()[pair]
     return rows
+
+
+class Unpacked(NamedTuple):
+    """A wave's rows as the kernels want them."""
+
+    x: torch.Tensor
+    x_scale: torch.Tensor
+    offsets: torch.Tensor
+    weight: torch.Tensor
+
+
+def unpack(buffers: Buffers, arrived: Arrived, hidden: int) -> Unpacked:
+    """The rows that :func:`pack` packed; valid until the next wave's are unpacked."""
+    rows = arrived.rows
+    count, scales, head = rows.shape[0], hidden // local.BLOCK, dispatch_row(hidden)
+    x = buffers.take("x", count, hidden)
+    x.copy_(rows[:, :hidden])
+    scale = buffers.take("x scale", count, scales)
+    scale.copy_(rows[:, hidden : hidden + scales])
+    weight = buffers.take("weight", count, 4).view(torch.float32).view(-1)
+    weight.copy_(rows.view(torch.float32)[:, head // 4 - 1])
+    return Unpacked(x.view(torch.float8_e4m3fn), scale, arrived.offsets, weight)
 
 
 class _Compute:
     """An expert's two products, each one kernel, on the rows of a wave."""
 
-    def __init__(self, session: Session, experts: Experts, measured: Any) -> None:
+    def __init__(self, session: Session, experts: Experts, measured: Measured) -> None:
         self._buffers, self._experts, self._measured = session.engine.buffers, experts, measured
         self._on_cpu = session.engine.device.type == "cpu"
-        self._seconds = 0.0
 
     def linear1(self, wave: int, arrived: Arrived) -> Any:
         experts, rows = self._experts, arrived.rows
-        hidden, count = experts.hidden, rows.shape[0]
+        count = rows.shape[0]
         if count == 0:
             return None
         begin = time.perf_counter()
-        x = self._buffers.take("x", count, hidden)
-        x.copy_(rows[:, :hidden])
-        scale = self._buffers.take("x scale", count, hidden // local.BLOCK)
-        scale.copy_(rows[:, hidden : hidden + hidden // local.BLOCK])
-        weight = self._buffers.take("weight", count, 4).view(torch.float32).view(-1)
-        weight.copy_(rows.view(torch.float32)[:, -1])
+        operands = unpack(self._buffers, arrived, experts.hidden)
         weights = experts[:4]
-        operands = (x.view(torch.float8_e4m3fn), scale, arrived.offsets, weight)
         described = (meta(tensor) for tensor in (*operands, *weights))
         kernels = local.ffn_kernels(*described, local.clamp_limit(experts.limit), experts.backend, arrived.experts)
         assert kernels is not None
         h = rows.new_empty((count, experts.inter))
         h_scale = rows.new_empty((count, experts.inter // local.BLOCK))
         w1, w1_scale = (tensor.flatten(0, 1) for tensor in weights[:2])
-        kernels.linear1(operands[0], scale, w1, w1_scale, arrived.offsets, weight, h, h_scale)
+        x, scale, offsets, weight = operands
+        kernels.linear1(x, scale, w1, w1_scale, offsets, weight, h, h_scale)
         return kernels, h, h_scale, time.perf_counter() - begin
 
     def linear2(self, wave: int, arrived: Arrived, state: Any) -> torch.Tensor:

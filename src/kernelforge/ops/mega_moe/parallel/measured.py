@@ -86,9 +86,18 @@ def measure_link(transport: Transport, device: torch.device, timeout: float, rou
 
 
 def choose_waves(
-    counts: NDArray[np.int64], hidden: int, costs: tuple[float, float, float], seconds_per_byte: float, latency: float
+    counts: NDArray[np.int64],
+    sizes: tuple[int, int],
+    costs: tuple[float, float, float],
+    seconds_per_byte: float,
+    latency: float,
 ) -> int:
-    """The wave count for these counts [ranks, experts]; the same on all ranks, given the same."""
+    """The wave count for these counts [ranks, experts]; the same on all ranks, given the same.
+
+    Args:
+        sizes: bytes of a row on its way to an expert, and back.
+        costs: seconds per row, per expert with rows, per wave.
+    """
     ranks, experts = counts.shape
     local = experts // ranks
     if ranks == 1:
@@ -113,4 +122,4 @@ def choose_waves(
         bandwidth=1 / max(seconds_per_byte, 1e-15),
         latency=latency,
     )
-    return best_waves(work, rates, hidden, wave_counts(local))
+    return best_waves(work, rates, sizes, wave_counts(local))

@@ -106,16 +106,17 @@ def moe_schedule(
     rows = tokens * topk
     touched = local * (1 - (1 - topk / experts) ** (tokens * ranks))
     cost = Work(rows, touched, rows * (ranks - 1) / ranks, rows * (ranks - 1) / ranks, tokens)
+    row_sizes = dispatch_row(hidden), result_row(hidden)
     by_waves = {
-        count: simulate(program("waves", count), cost.loads(count, rates, hidden)).seconds
+        count: simulate(program("waves", count), cost.loads(count, rates, row_sizes)).seconds
         for count in ([waves] if waves is not None else wave_counts(local))
     }
     best = min(by_waves, key=lambda count: (by_waves[count], count))
     timelines = {
-        schedule: simulate(program(schedule, best), cost.loads(1 if schedule == "serial" else best, rates, hidden))
+        schedule: simulate(program(schedule, best), cost.loads(1 if schedule == "serial" else best, rates, row_sizes))
         for schedule in SCHEDULES
     }
-    loads = cost.loads(best, rates, hidden)
+    loads = cost.loads(best, rates, row_sizes)
     return MoeSchedule(best, timelines, by_waves, loads, loads.bound)
 
 
@@ -134,16 +135,16 @@ class Work:
     rows_back: float
     tokens: float
 
-    def loads(self, waves: int, rates: Rates, hidden: int) -> Loads:
-        """Cut evenly, as seen from one rank of many alike."""
+    def loads(self, waves: int, rates: Rates, sizes: tuple[int, int]) -> Loads:
+        """Cut evenly, as seen from one rank of many alike; ``sizes``: bytes of a row on its way out, and back."""
         seconds = self.rows * rates.row_seconds + self.touched * rates.expert_seconds
         each = np.full((1, waves), seconds / waves)
         fixed = rates.wave_seconds / 2
         return Loads(
             linear1=LINEAR1_SHARE * each + fixed,
             linear2=(1 - LINEAR1_SHARE) * each + fixed,
-            dispatch=np.full((waves, 1, 1), self.rows_out * dispatch_row(hidden) / waves),
-            give_back=np.full((waves, 1, 1), self.rows_back * result_row(hidden) / waves),
+            dispatch=np.full((waves, 1, 1), self.rows_out * sizes[0] / waves),
+            give_back=np.full((waves, 1, 1), self.rows_back * sizes[1] / waves),
             bandwidth=rates.bandwidth,
             latency=rates.latency,
             before=rates.agree_seconds + self.tokens * rates.token_seconds / 2,
@@ -151,9 +152,9 @@ class Work:
         )
 
 
-def best_waves(work: Work, rates: Rates, hidden: int, candidates: Sequence[int]) -> int:
-    """The wave count with the least modelled time; the smallest among equals."""
+def best_waves(work: Work, rates: Rates, sizes: tuple[int, int], candidates: Sequence[int]) -> int:
+    """The wave count with the least modelled time; the smallest among equals. ``sizes`` as in :meth:`Work.loads`."""
     return min(
         candidates,
-        key=lambda count: (simulate(program("waves", count), work.loads(count, rates, hidden)).seconds, count),
+        key=lambda count: (simulate(program("waves", count), work.loads(count, rates, sizes)).seconds, count),
     )
