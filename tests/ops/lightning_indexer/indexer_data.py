@@ -9,19 +9,22 @@ import torch
 
 import kernelforge as kf
 from kernelforge.ops.lightning_indexer import reference as ref
-from kernelforge.ops.lightning_indexer.conformance import Problem, operands
+from kernelforge.ops.lightning_indexer.conformance import BF16_DATA, DATA, Problem, operands, sequence, tensors
 
 H, D, TOPK = 16, 64, 12
 """The kernels of the conformance suite, so that tests compile few of their own."""
+
+FORMATS = {"e2m1": DATA, "bf16": BF16_DATA}
+"""Kinds of data by the format of queries and keys."""
 
 
 class Call(NamedTuple):
     """One call's operands."""
 
     q: torch.Tensor
-    q_scale: torch.Tensor
+    q_scale: torch.Tensor | None
     k: torch.Tensor
-    k_scale: torch.Tensor
+    k_scale: torch.Tensor | None
     weights: torch.Tensor
     kv_len: torch.Tensor | None
 
@@ -38,17 +41,32 @@ class Call(NamedTuple):
 
 
 def draw(
-    S: int, T: int, data: str = "normal", lengths: str = "ragged", seed: int = 0, heads: int = H, depth: int = D
+    S: int,
+    T: int,
+    data: str = "normal",
+    lengths: str = "ragged",
+    seed: int = 0,
+    heads: int = H,
+    depth: int = D,
+    qk_format: str = "e2m1",
 ) -> Call:
     """One sequence of the conformance suite's kind."""
-    given = operands(Problem(1, S, T, heads, depth, TOPK, data, lengths, seed))
-    arrays = (given.q, given.q_scale, given.k, given.k_scale, given.weights, given.kv_len)
-    return Call(*(torch.from_numpy(np.ascontiguousarray(array[0])) for array in arrays))
+    given = operands(Problem(1, S, T, heads, depth, TOPK, data, lengths, seed, qk_format))
+    # A copy: the operands are kept, and tests write to theirs.
+    return Call(*(None if x is None else x.clone() for x in tensors(sequence(given, 0))))
+
+
+def arrays(call: Call) -> list[np.ndarray | None]:
+    """The reference's operands; bfloat16 as bits."""
+    found = []
+    for x in call:
+        found.append(None if x is None else (x.view(torch.uint16) if is_bf16(x) else x).numpy())
+    return found
 
 
 def expected(call: Call, topk: int = TOPK) -> tuple[np.ndarray, np.ndarray]:
     """The reference's indices and bfloat16 bits."""
-    q, q_scale, k, k_scale, weights, kv_len = (None if x is None else x.numpy() for x in call)
+    q, q_scale, k, k_scale, weights, kv_len = arrays(call)
     seen = np.full(q.shape[0], k.shape[0]) if kv_len is None else kv_len
     return ref.lightning_indexer(q, q_scale, k, k_scale, weights, topk, seen)
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from indexer_data import TOPK, Call, D, H, assert_same, draw, expected
+from indexer_data import FORMATS, TOPK, Call, D, H, assert_same, draw, expected, is_bf16
 
 from kernelforge import backends
 from kernelforge.ops.lightning_indexer.conformance import DATA
-from kernelforge.ops.lightning_indexer.op import KERNELS, NEEDS, Problem, work_table
+from kernelforge.ops.lightning_indexer.plans import KERNELS, NEEDS, Problem, Stream
 from kernelforge.runtime import KernelSpec, artifact, executable
 
 TILES = [(1, 64, 0), (2, 16, 64), (3, 128, 500)]
@@ -24,23 +24,23 @@ def spec(kernel: str, **parameters) -> KernelSpec:
     return KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, threads=16, **parameters)
 
 
-def select(tiles: tuple[int, int, int], final: bool) -> KernelSpec:
+def select(tiles: tuple[int, int, int], final: bool, qk_format: str = "e2m1") -> KernelSpec:
     block_S, block_T, slack = tiles
-    parameters = {"H": H, "D": D, "topk": TOPK, "final": final}
+    parameters = {"H": H, "D": D, "qk_format": qk_format, "topk": TOPK, "final": final}
     return spec("lightning_indexer", block_S=block_S, block_T=block_T, slack=slack, **parameters)
 
 
 def run(call: Call, tiles: tuple[int, int, int], pieces: int = 1, kernel=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the kernels on a call, the entries cut into pieces."""
     S, T = call.q.shape[0], call.k.shape[0]
+    qk_format = "bf16" if is_bf16(call.q) else "e2m1"
     piece = -(-T // pieces)
-    work = work_table(Problem(1, S, T, H, D), tiles[0], pieces, piece, torch.device("cpu"))
-    starts = torch.arange(0, piece, tiles[1], dtype=torch.int32)
-    flat = [x.view(-1, x.shape[-1]) for x in call[:5]]
+    schedule = {"block_S": tiles[0], "block_T": tiles[1]}
+    stream = Stream.of(Problem(1, S, T, H, D, qk_format), schedule, pieces, piece, torch.device("cpu"))
     index = torch.full((S * pieces, TOPK), -7, dtype=torch.int32)
     score = torch.zeros((S * pieces, TOPK), dtype=torch.bfloat16)
-    kernel = kernel or executable(select(tiles, pieces == 1), "cpu")
-    kernel(*flat, call.kv_len, work, starts, index, score)
+    kernel = kernel or executable(select(tiles, pieces == 1, qk_format), "cpu")
+    kernel(*stream.operands(*call), index, score)
     if pieces == 1:
         return index, score
     merged = torch.full((S, TOPK), -7, dtype=torch.int32), torch.zeros((S, TOPK), dtype=torch.bfloat16)
@@ -52,6 +52,13 @@ def run(call: Call, tiles: tuple[int, int, int], pieces: int = 1, kernel=None) -
 def test_bits_do_not_depend_on_tile_size(tiles):
     for data in DATA:
         call = draw(5, 300, data, seed=1)
+        assert_same(run(call, tiles), expected(call))
+
+
+@pytest.mark.parametrize("tiles", TILES[1:])
+def test_bits_of_bfloat16_do_not_depend_on_tile_size(tiles):
+    for data in FORMATS["bf16"]:
+        call = draw(5, 300, data, seed=1, qk_format="bf16")
         assert_same(run(call, tiles), expected(call))
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from indexer_data import TOPK, Call, D, H, assert_same, draw, expected
+from indexer_data import FORMATS, TOPK, Call, D, H, arrays, assert_same, draw, expected
 
 import kernelforge as kf
 from kernelforge.backends import DeviceUnavailable
 from kernelforge.ops.lightning_indexer import reference as ref
-from kernelforge.ops.lightning_indexer.conformance import DATA, LENGTHS
+from kernelforge.ops.lightning_indexer.conformance import LENGTHS
 
 VIRTUAL = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
@@ -22,33 +22,35 @@ def examples(device: str) -> int:
     return 60 if device == "cpu" else 3
 
 
-def test_chosen_entries_are_the_references(device):
+@pytest.mark.parametrize("qk_format", FORMATS)
+def test_chosen_entries_are_the_references(device, qk_format):
     @settings(max_examples=examples(device), **VIRTUAL)
     @given(
         seed=st.integers(0, 2**32 - 1),
         queries=st.integers(1, 7),
         entries=st.integers(1, 150),
-        data=st.sampled_from(DATA),
+        data=st.sampled_from(FORMATS[qk_format]),
         lengths=st.sampled_from(LENGTHS),
     )
     def holds(seed, queries, entries, data, lengths):
-        call = draw(queries, entries, data, lengths, seed)
+        call = draw(queries, entries, data, lengths, seed, qk_format=qk_format)
         assert_same(call.run(backend=device), expected(call))
 
     holds()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     entries=st.integers(1, 150),
-    data=st.sampled_from(DATA),
+    kind=st.sampled_from([(qk_format, data) for qk_format, kinds in FORMATS.items() for data in kinds]),
     out_dtype=st.sampled_from([torch.bfloat16, torch.float32]),
 )
-def test_logits_are_the_references(seed, entries, data, out_dtype):
-    call = draw(3, entries, data, seed=seed)
+def test_logits_are_the_references(seed, entries, kind, out_dtype):
+    qk_format, data = kind
+    call = draw(3, entries, data, seed=seed, qk_format=qk_format)
     name = str(out_dtype).removeprefix("torch.")
-    wanted = ref.indexer_logits(*(x.numpy() for x in call), name)
+    wanted = ref.indexer_logits(*arrays(call), name)
     bits = torch.uint16 if out_dtype == torch.bfloat16 else torch.int32
     np.testing.assert_array_equal(
         call.logits(out_dtype).view(bits).numpy(), wanted if out_dtype == torch.bfloat16 else wanted.view(np.int32)
@@ -58,6 +60,12 @@ def test_logits_are_the_references(seed, entries, data, out_dtype):
 @pytest.mark.parametrize("heads", [1, 3, 4, 24, 40, 96])
 def test_any_number_of_heads(heads):
     call = draw(2, 70, "codes", heads=heads)
+    assert_same(call.run(), expected(call))
+
+
+@pytest.mark.parametrize(("heads", "depth"), [(3, 32), (4, 512)])
+def test_any_number_of_heads_and_channels_in_bfloat16(heads, depth):
+    call = draw(2, 70, "special", heads=heads, depth=depth, qk_format="bf16")
     assert_same(call.run(), expected(call))
 
 
@@ -138,6 +146,7 @@ def test_byte_and_float_views_give_the_same_bits():
 
 
 GOOD = draw(3, 70)
+WIDE = draw(3, 70, qk_format="bf16")
 
 
 @pytest.mark.parametrize(
@@ -156,6 +165,11 @@ GOOD = draw(3, 70)
         ({"kv_len": GOOD.kv_len.long()}, TypeError, "kv_len: given int64.*wanted int32"),
         ({"kv_len": GOOD.kv_len[:2]}, ValueError, "kv_len: given.*wanted int32.3"),
         ({"k": None}, TypeError, "k: a torch.Tensor is wanted"),
+        ({"q_scale": None}, TypeError, "q_scale: missing, wanted uint8.3, 16, 2"),
+        ({"k": WIDE.k}, TypeError, "k: given bfloat16.*wanted uint8"),
+        ({"q": WIDE.q}, TypeError, "k: given uint8.*wanted bfloat16"),
+        ({"q": WIDE.q, "k": WIDE.k}, ValueError, "q_scale: given uint8.*wanted None, as q and k are bfloat16"),
+        ({"q": WIDE.q.repeat(1, 1, 10)}, ValueError, "D = 640; D is at most 512 in bfloat16"),
     ],
 )
 def test_bad_arguments_are_named(change, error, words):
@@ -185,12 +199,13 @@ def test_bad_modes_devices_and_types_are_named():
 
 def test_torch_registration_is_complete():
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(
-        torch.ops.kernelforge.lightning_indexer.default, (*GOOD[:5], TOPK, GOOD.kv_len, None), test_utils=checks
-    )
-    torch.library.opcheck(
-        torch.ops.kernelforge.indexer_logits.default, (*GOOD, torch.bfloat16, None), test_utils=checks
-    )
+    for call in (GOOD, WIDE):
+        torch.library.opcheck(
+            torch.ops.kernelforge.lightning_indexer.default, (*call[:5], TOPK, call.kv_len, None), test_utils=checks
+        )
+        torch.library.opcheck(
+            torch.ops.kernelforge.indexer_logits.default, (*call, torch.bfloat16, None), test_utils=checks
+        )
 
 
 def test_operands_are_left_alone():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...formats import bf16
 from ...formats.mx import BLOCK
 from ...runtime import KernelSpec, schedule
 from ..spec import Arrays, Case, seeded
@@ -25,6 +26,10 @@ DATA = (
 """``normal`` is random values of ordinary size, ``codes`` uniformly random bytes; the others set one thing on top.
 ``ties``: few different keys, so that many scores are equal. ``close``: a row's scales lie within three binades, some
 are zero; ``close_extreme``: and may be as large or small as scales are, as may the weights."""
+
+BF16_DATA = ("normal", "ties", "zeros", "bits", "special", "huge", "tiny", "special_weights", "close_extreme")
+"""For bfloat16 queries and keys: ``bits`` are uniformly random, ``special`` puts infinities, NaN, zeros and the ends of
+what is read among ordinary values."""
 
 LENGTHS = ("all", "causal", "ragged", "none")
 
@@ -42,27 +47,28 @@ class Problem:
     data: str
     lengths: str
     seed: int
+    qk_format: str = "e2m1"
 
     @property
     def name(self) -> str:
         shape = f"{self.B}x{self.S}x{self.T}/h{self.H}x{self.D}/top{self.topk}"
-        return f"select/{shape}/{self.data}/{self.lengths}"
+        return f"select/{self.qk_format}/{shape}/{self.data}/{self.lengths}"
 
 
 @dataclass(frozen=True)
 class Operands:
     """The reference's operands, with a leading batch axis."""
 
-    q: NDArray[np.uint8]
-    q_scale: NDArray[np.uint8]
-    k: NDArray[np.uint8]
-    k_scale: NDArray[np.uint8]
+    q: NDArray[Any]
+    q_scale: NDArray[np.uint8] | None
+    k: NDArray[Any]
+    k_scale: NDArray[np.uint8] | None
     weights: NDArray[np.float32]
     kv_len: NDArray[np.int32]
 
 
 def cases(seed: int, size: str) -> Iterator[Case]:
-    """``ci``: two kernels, every kind of data and of lengths. ``full``: many shapes."""
+    """``ci``: four kernels, every kind of data and of lengths. ``full``: many shapes."""
     for problem in _ci(seed) if size == "ci" else _full(seed):
         yield Case(problem.name, functools.partial(_expected, problem), functools.partial(_run, problem))
         logits = problem.name.replace("select", "logits")
@@ -72,6 +78,8 @@ def cases(seed: int, size: str) -> Iterator[Case]:
 def _ci(seed: int) -> Iterator[Problem]:
     for data in DATA:
         yield Problem(2, 3, 70, 16, 64, 12, data, "ragged", seed)
+    for data in BF16_DATA:
+        yield Problem(2, 3, 70, 16, 64, 12, data, "ragged", seed, "bf16")
     for lengths in LENGTHS:
         yield Problem(1, 5, 130, 16, 64, 12, "normal", lengths, seed)
     yield Problem(1, 1, 1, 16, 64, 12, "normal", "all", seed)
@@ -85,26 +93,31 @@ def _full(seed: int) -> Iterator[Problem]:
             for B, S, T in ((1, 1, 1), (1, 1, 700), (2, 5, 130), (3, 2, 257)):
                 for data in DATA:
                     yield Problem(B, S, T, H, D, topk, data, "ragged", seed)
+                for data in BF16_DATA:
+                    yield Problem(B, S, T, H, D, topk, data, "ragged", seed, "bf16")
 
 
 def kernels(device: str) -> Mapping[str, KernelSpec]:
-    """DeepSeek-V4's indexers."""
-    from .op import KERNELS, NEEDS
+    """DeepSeek-V4's indexers, in FP4 and in bfloat16."""
+    from .plans import KERNELS, NEEDS
 
     found = {}
-    for name, topk in (("flash", 512), ("pro", 1024)):
-        problem = {"B": 1, "S": 1, "T": 1 << 18, "H": 64, "D": 128, "topk": topk}
-        tiles = dict(schedule("lightning_indexer", device, kernel="lightning_indexer", **problem))
-        del tiles["piece"], tiles["most_blocks"]
-        for final in (True, False):
-            variant = name if final else f"{name}-piece"
-            found[variant] = KernelSpec.of(
-                f"{KERNELS}:lightning_indexer", NEEDS, H=64, D=128, topk=topk, final=final, **tiles
-            )
-        merging = schedule("lightning_indexer", device, kernel="merge_selections", **problem)
-        found[f"{name}-merge"] = KernelSpec.of(f"{KERNELS}:merge_selections", NEEDS, topk=topk, **merging)
-    tiles = dict(schedule("lightning_indexer", device, kernel="indexer_logits", **problem))
-    found["logits"] = KernelSpec.of(f"{KERNELS}:indexer_logits", NEEDS, H=64, D=128, out_dtype="bfloat16", **tiles)
+
+    def add(variant: str, kernel: str, problem: Mapping[str, Any], **parameters: Any) -> None:
+        tiles = dict(schedule("lightning_indexer", device, kernel=kernel, **problem))
+        for only_planned in ("piece", "most_blocks"):
+            tiles.pop(only_planned, None)
+        found[variant] = KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **parameters, **tiles)
+
+    for qk_format, suffix in (("e2m1", ""), ("bf16", "-bf16")):
+        shape = {"H": 64, "D": 128, "qk_format": qk_format}
+        for name, topk in (("flash", 512), ("pro", 1024)):
+            problem = {"B": 1, "S": 1, "T": 1 << 18, "topk": topk, **shape}
+            add(name + suffix, "lightning_indexer", problem, **shape, topk=topk, final=True)
+            add(f"{name}-piece{suffix}", "lightning_indexer", problem, **shape, topk=topk, final=False)
+            if not suffix:
+                add(f"{name}-merge", "merge_selections", problem, topk=topk)
+        add("logits" + suffix, "indexer_logits", problem, **shape, out_dtype="bfloat16")
     return found
 
 
@@ -113,11 +126,11 @@ def operands(problem: Problem) -> Operands:
     """Operands drawn from the problem's name and seed alone."""
     draw = seeded(problem.seed, problem.name)
     B, S, T, H, D = problem.B, problem.S, problem.T, problem.H, problem.D
-    q, q_scale = _packed(draw, (B, S, H), D, problem.data)
-    k, k_scale = _packed(draw, (B, T), D, problem.data)
+    (q, q_scale), (k, k_scale) = (_rows(draw, rows, D, problem) for rows in ((B, S, H), (B, T)))
     if problem.data == "ties":
         again = draw.integers(0, min(T, 3), (B, T)) if T else np.zeros((B, 0), np.int64)
-        k, k_scale = np.take_along_axis(k, again[..., None], 1), np.take_along_axis(k_scale, again[..., None], 1)
+        k = np.take_along_axis(k, again[..., None], 1)
+        k_scale = k_scale if k_scale is None else np.take_along_axis(k_scale, again[..., None], 1)
     weights = draw.standard_normal((B, S, H)).astype(np.float32)
     if problem.data == "codes":
         weights = draw.integers(0, 1 << 32, (B, S, H), dtype=np.uint32).view(np.float32)
@@ -142,6 +155,15 @@ def _lengths(draw: np.random.Generator, problem: Problem) -> NDArray[np.int32]:
     return np.ascontiguousarray(seen, np.int32)
 
 
+def _rows(
+    draw: np.random.Generator, rows: tuple[int, ...], D: int, problem: Problem
+) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+    """Queries or keys, and their scales if they have any."""
+    if problem.qk_format == "bf16":
+        return _wide(draw, rows, D, problem.data), None
+    return _packed(draw, rows, D, problem.data)
+
+
 def _packed(
     draw: np.random.Generator, rows: tuple[int, ...], D: int, data: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -163,10 +185,39 @@ def _packed(
     return packed, scale
 
 
+def _wide(draw: np.random.Generator, rows: tuple[int, ...], D: int, data: str) -> NDArray[np.uint16]:
+    """bfloat16 bits."""
+    x = draw.standard_normal((*rows, D))
+    if data == "zeros":
+        x = x * 0
+    if data in ("huge", "tiny"):
+        x = np.ldexp(x, draw.integers(*((55, 65) if data == "huge" else (-55, -45)), (*rows, 1)))
+    if data == "close_extreme":
+        x = np.ldexp(x, draw.integers(-40, 40, (*rows[:-1], 1, 1)))
+    if data == "special":
+        spots = draw.integers(0, max(x.size, 1), x.size // 300)
+        ends = (np.nan, np.inf, -np.inf, 0.0, -0.0, 2.0**-50, 2.0**-51, 2.0**-130, 255 * 2.0**20)
+        x.reshape(-1)[spots] = draw.choice(ends, spots.size)
+    if data == "bits":
+        return draw.integers(0, 1 << 16, x.shape, dtype=np.uint16)
+    return bf16.encode(x.astype(np.float32))
+
+
+def sequence(given: Operands, b: int) -> Operands:
+    """The operands of one sequence."""
+    return Operands(
+        given.q[b],
+        None if given.q_scale is None else given.q_scale[b],
+        given.k[b],
+        None if given.k_scale is None else given.k_scale[b],
+        given.weights[b],
+        given.kv_len[b],
+    )
+
+
 def _each(given: Operands) -> Iterator[Operands]:
     """The operands of one sequence after the other."""
-    for b in range(given.q.shape[0]):
-        yield Operands(given.q[b], given.q_scale[b], given.k[b], given.k_scale[b], given.weights[b], given.kv_len[b])
+    return (sequence(given, b) for b in range(given.q.shape[0]))
 
 
 def _expected(problem: Problem) -> Arrays:
@@ -187,23 +238,35 @@ class Tensors(NamedTuple):
     """The operands where the device wants them."""
 
     q: torch.Tensor
-    q_scale: torch.Tensor
+    q_scale: torch.Tensor | None
     k: torch.Tensor
-    k_scale: torch.Tensor
+    k_scale: torch.Tensor | None
     weights: torch.Tensor
     kv_len: torch.Tensor
 
 
-def _tensors(problem: Problem, device: str) -> Tensors:
+def tensors(given: Operands, home: str = "cpu") -> Tensors:
+    """Operands as the public functions take them."""
     import torch
 
-    from ... import backends
+    def tensor(array: NDArray[Any]) -> torch.Tensor:
+        made = torch.from_numpy(np.ascontiguousarray(array)).to(home)
+        return made.view(torch.bfloat16) if array.dtype == np.uint16 else made
 
-    owner, chosen = backends.device(device)
-    home = "cpu" if chosen.virtual else owner.tensor_device
-    given = operands(problem)
-    arrays = (given.q, given.q_scale, given.k, given.k_scale, given.weights, given.kv_len)
-    return Tensors(*(torch.from_numpy(np.ascontiguousarray(x)).to(home) for x in arrays))
+    return Tensors(
+        tensor(given.q),
+        None if given.q_scale is None else tensor(given.q_scale),
+        tensor(given.k),
+        None if given.k_scale is None else tensor(given.k_scale),
+        tensor(given.weights),
+        tensor(given.kv_len),
+    )
+
+
+def _tensors(problem: Problem, device: str) -> Tensors:
+    from ..support import home_of
+
+    return tensors(operands(problem), home_of(device))
 
 
 def _run(problem: Problem, device: str) -> Arrays:

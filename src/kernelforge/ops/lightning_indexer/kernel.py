@@ -7,9 +7,8 @@ batches, and any way of cutting the entries into pieces.
 import tilelang.language as T
 
 from ...formats.tile import bf16
-from . import tile
+from . import selection, tile
 
-BLOCK = 32
 FIRST_QUERY, LAST_QUERY, FIRST_ENTRY, BEGIN, END, SLOT, SLOT_STEP, WORK_COLUMNS = range(8)
 """Columns of ``work``: queries [first, last) of all; the row of ``K`` of their sequence's entry 0; the entries
 [begin, end) of the sequence that this block looks at; the first query's output row, and how far the next one's is."""
@@ -35,11 +34,12 @@ def _visible_in_tile(visible, kv_len, work, item, first):
             visible[s] = T.max(T.min(kv_len[work[item, FIRST_QUERY] + s], work[item, END]) - first, 0)
 
 
-def lightning_indexer(H, D, topk, final, block_S, block_T, slack, threads):
+def lightning_indexer(H, D, qk_format, topk, final, block_S, block_T, slack, threads):
     """The ``topk`` entries with the largest scores, for each query of a block among the block's entries.
 
     Args:
-        H, D: heads and their width, a multiple of 32.
+        H, D: heads and their width, a multiple of 32; at most 512 for bfloat16.
+        qk_format: of queries and keys: "e2m1" (packed, E8M0 scales) | "bf16" (bits; scales are one byte, not read).
         topk: how many are chosen; at most 32768.
         final: write the order of C9 (indices, bfloat16 scores); else what a merge takes: keys (0 for none) and
             indices, ascending by index.
@@ -51,13 +51,15 @@ def lightning_indexer(H, D, topk, final, block_S, block_T, slack, threads):
     )
     # Matrix units take 16 columns at least; columns beyond the queries' heads are not looked at.
     columns = tile.padded(block_S * H, tile.COLUMNS)
+    stored, (width, scales) = tile.STORAGE[qk_format], tile.widths(D, qk_format)
+    query_scales, key_scales = (1, 1) if qk_format == "bf16" else (heads, entries)
 
     @T.prim_func
     def main(
-        Q: T.Tensor((heads, D // 2), "uint8"),
-        Q_scale: T.Tensor((heads, D // BLOCK), "uint8"),
-        K: T.Tensor((entries, D // 2), "uint8"),
-        K_scale: T.Tensor((entries, D // BLOCK), "uint8"),
+        Q: T.Tensor((heads, width), stored),
+        Q_scale: T.Tensor((query_scales, scales), "uint8"),
+        K: T.Tensor((entries, width), stored),
+        K_scale: T.Tensor((key_scales, scales), "uint8"),
         weights: T.Tensor((rows, H), "float32"),
         kv_len: T.Tensor((rows,), "int32"),
         work: T.Tensor((items, WORK_COLUMNS), "int32"),
@@ -66,60 +68,56 @@ def lightning_indexer(H, D, topk, final, block_S, block_T, slack, threads):
         score: T.Tensor((slots, topk), "uint16"),
     ):
         with T.Kernel(items, threads=threads) as item:
-            q = T.alloc_shared((columns, D // 2), "uint8")
-            q_scale = T.alloc_shared((columns, D // BLOCK), "uint8")
-            k = T.alloc_shared((block_T, D // 2), "uint8")
-            k_scale = T.alloc_shared((block_T, D // BLOCK), "uint8")
+            q = tile.allocate_rows(columns, D, qk_format)
+            k = tile.allocate_rows(block_T, D, qk_format)
             weight = T.alloc_shared((block_S, H), "float32")
             scores = T.alloc_shared((block_S, block_T), "float32")
             visible = T.alloc_shared((block_S,), "int32")
-            selection = tile.allocate(block_S, topk, slack, block_T, threads)
+            kept = selection.allocate(block_S, topk, slack, block_T, threads)
             end = T.alloc_var("int32")
             first = T.alloc_var("int32")
             end = _last_visible(kv_len, work, item, block_S)
-            T.copy(Q[work[item, FIRST_QUERY] * H, 0], q)
-            T.copy(Q_scale[work[item, FIRST_QUERY] * H, 0], q_scale)
+            tile.load_rows(q, Q, Q_scale, work[item, FIRST_QUERY] * H)
             T.copy(weights[work[item, FIRST_QUERY], 0], weight)
-            tile.select_clear(selection)
+            selection.select_clear(kept)
             for i in T.serial(tiles):
                 first = work[item, BEGIN] + starts[i]
                 if first < end:
-                    T.copy(K[work[item, FIRST_ENTRY] + first, 0], k)
-                    T.copy(K_scale[work[item, FIRST_ENTRY] + first, 0], k_scale)
+                    tile.load_rows(k, K, K_scale, work[item, FIRST_ENTRY] + first)
                     _visible_in_tile(visible, kv_len, work, item, first)
-                    tile.indexer_scores(scores, q, q_scale, k, k_scale, weight, visible, H)
-                    tile.select_append(selection, scores, visible, first, topk)
-            tile.select_reduce(selection, topk)
+                    tile.indexer_scores(scores, q, k, weight, visible, H)
+                    selection.select_append(kept, scores, visible, first, topk)
+            selection.select_reduce(kept, topk)
             if final:
-                tile.select_sort(selection, topk)
+                selection.select_sort(kept, topk)
                 for s, r in T.Parallel(block_S, topk):
                     if work[item, FIRST_QUERY] + s < work[item, LAST_QUERY]:
-                        _write_ranked(selection, s, r, work[item, SLOT] + s * work[item, SLOT_STEP], index, score)
+                        _write_ranked(kept, s, r, work[item, SLOT] + s * work[item, SLOT_STEP], index, score)
             else:
                 for s, r in T.Parallel(block_S, topk):
                     if work[item, FIRST_QUERY] + s < work[item, LAST_QUERY]:
-                        _write_kept(selection, s, r, work[item, SLOT] + s * work[item, SLOT_STEP], index, score)
+                        _write_kept(kept, s, r, work[item, SLOT] + s * work[item, SLOT_STEP], index, score)
 
     return main
 
 
 @T.macro
-def _write_ranked(selection, s, r, slot, index, score):
+def _write_ranked(kept, s, r, slot, index, score):
     """Index and score of the entry of rank ``r``; -1 and -Inf where there is none."""
-    if r < selection.count[s]:
-        index[slot, r] = selection.index[s, selection.order[s, r]]
-        score[slot, r] = T.cast(tile.score_bits(selection.keys[s, selection.order[s, r]]), "uint16")
+    if r < kept.count[s]:
+        index[slot, r] = kept.index[s, kept.order[s, r]]
+        score[slot, r] = T.cast(selection.score_bits(kept.keys[s, kept.order[s, r]]), "uint16")
     else:
         index[slot, r] = -1
         score[slot, r] = T.cast(0xFF80, "uint16")
 
 
 @T.macro
-def _write_kept(selection, s, r, slot, index, key):
+def _write_kept(kept, s, r, slot, index, key):
     """Index and key of the kept entry ``r``; -1 and 0 where there is none."""
-    if r < selection.count[s]:
-        index[slot, r] = selection.index[s, r]
-        key[slot, r] = T.cast(selection.keys[s, r], "uint16")
+    if r < kept.count[s]:
+        index[slot, r] = kept.index[s, r]
+        key[slot, r] = T.cast(kept.keys[s, r], "uint16")
     else:
         index[slot, r] = -1
         key[slot, r] = T.cast(0, "uint16")
@@ -132,7 +130,7 @@ def merge_selections(topk, slack, threads):
         topk, slack, threads: as in :func:`lightning_indexer`.
     """
     rows, slots = T.dynamic("rows"), T.dynamic("slots")
-    width = tile.padded(topk, tile.GROUP)
+    width = tile.padded(topk, selection.GROUP)
 
     @T.prim_func
     def main(
@@ -143,22 +141,22 @@ def merge_selections(topk, slack, threads):
     ):
         with T.Kernel(rows, threads=threads) as row:
             position_of = T.alloc_shared((1, width), "int32")
-            selection = tile.allocate(1, topk, slack, width, threads)
+            kept = selection.allocate(1, topk, slack, width, threads)
             slot = T.alloc_var("int32")
-            tile.select_clear(selection)
+            selection.select_clear(kept)
             for piece in T.serial(T.floordiv(slots, rows)):
                 slot = row * T.floordiv(slots, rows) + piece
                 for s, r in T.Parallel(1, width):
-                    selection.fresh[s, r] = -1
+                    kept.fresh[s, r] = -1
                     position_of[s, r] = -1
                     if r < topk and piece_index[slot, r] >= 0:
-                        selection.fresh[s, r] = T.cast(piece_key[slot, r], "int32")
+                        kept.fresh[s, r] = T.cast(piece_key[slot, r], "int32")
                         position_of[s, r] = piece_index[slot, r]
-                tile.select_merge(selection, position_of, topk)
-            tile.select_reduce(selection, topk)
-            tile.select_sort(selection, topk)
+                selection.select_merge(kept, position_of, topk)
+            selection.select_reduce(kept, topk)
+            selection.select_sort(kept, topk)
             for s, r in T.Parallel(1, topk):
-                _write_ranked(selection, s, r, row, index, score)
+                _write_ranked(kept, s, r, row, index, score)
 
     return main
 
@@ -166,24 +164,26 @@ def merge_selections(topk, slack, threads):
 LOGIT_STORAGE = {"bfloat16": "uint16", "float32": "float32"}
 
 
-def indexer_logits(H, D, out_dtype, block_S, block_T, threads):
+def indexer_logits(H, D, qk_format, out_dtype, block_S, block_T, threads):
     """Every score: logits[s * entries of its sequence + t], -Inf where t >= kv_len[s].
 
     Args:
-        H, D, block_S, block_T, threads: as in :func:`lightning_indexer`; of ``work``, the entries begin at 0.
+        H, D, qk_format, block_S, block_T, threads: as in :func:`lightning_indexer`; the entries of ``work`` begin at 0.
         out_dtype: "bfloat16" | "float32".
     """
     rows, heads, entries, items, tiles, cells = (
         T.dynamic(name) for name in ("rows", "heads", "entries", "items", "tiles", "cells")
     )
     columns = tile.padded(block_S * H, tile.COLUMNS)
+    stored, (width, scales) = tile.STORAGE[qk_format], tile.widths(D, qk_format)
+    query_scales, key_scales = (1, 1) if qk_format == "bf16" else (heads, entries)
 
     @T.prim_func
     def main(
-        Q: T.Tensor((heads, D // 2), "uint8"),
-        Q_scale: T.Tensor((heads, D // BLOCK), "uint8"),
-        K: T.Tensor((entries, D // 2), "uint8"),
-        K_scale: T.Tensor((entries, D // BLOCK), "uint8"),
+        Q: T.Tensor((heads, width), stored),
+        Q_scale: T.Tensor((query_scales, scales), "uint8"),
+        K: T.Tensor((entries, width), stored),
+        K_scale: T.Tensor((key_scales, scales), "uint8"),
         weights: T.Tensor((rows, H), "float32"),
         kv_len: T.Tensor((rows,), "int32"),
         work: T.Tensor((items, WORK_COLUMNS), "int32"),
@@ -191,10 +191,8 @@ def indexer_logits(H, D, out_dtype, block_S, block_T, threads):
         logits: T.Tensor((cells,), LOGIT_STORAGE[out_dtype]),
     ):
         with T.Kernel(items, tiles, threads=threads) as (item, piece):
-            q = T.alloc_shared((columns, D // 2), "uint8")
-            q_scale = T.alloc_shared((columns, D // BLOCK), "uint8")
-            k = T.alloc_shared((block_T, D // 2), "uint8")
-            k_scale = T.alloc_shared((block_T, D // BLOCK), "uint8")
+            q = tile.allocate_rows(columns, D, qk_format)
+            k = tile.allocate_rows(block_T, D, qk_format)
             weight = T.alloc_shared((block_S, H), "float32")
             scores = T.alloc_shared((block_S, block_T), "float32")
             visible = T.alloc_shared((block_S,), "int32")
@@ -203,14 +201,12 @@ def indexer_logits(H, D, out_dtype, block_S, block_T, threads):
             end = _last_visible(kv_len, work, item, block_S)
             first = starts[piece]
             if first < end:
-                T.copy(Q[work[item, FIRST_QUERY] * H, 0], q)
-                T.copy(Q_scale[work[item, FIRST_QUERY] * H, 0], q_scale)
+                tile.load_rows(q, Q, Q_scale, work[item, FIRST_QUERY] * H)
                 T.copy(weights[work[item, FIRST_QUERY], 0], weight)
-                T.copy(K[work[item, FIRST_ENTRY] + first, 0], k)
-                T.copy(K_scale[work[item, FIRST_ENTRY] + first, 0], k_scale)
+                tile.load_rows(k, K, K_scale, work[item, FIRST_ENTRY] + first)
             _visible_in_tile(visible, kv_len, work, item, first)
             if first < end:
-                tile.indexer_scores(scores, q, q_scale, k, k_scale, weight, visible, H)
+                tile.indexer_scores(scores, q, k, weight, visible, H)
             for s, t in T.Parallel(block_S, block_T):
                 if work[item, FIRST_QUERY] + s < work[item, LAST_QUERY] and first + t < work[item, END]:
                     bits = T.alloc_var("int32")

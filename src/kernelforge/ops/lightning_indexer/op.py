@@ -2,93 +2,74 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Literal, NamedTuple, overload
+from typing import Literal, overload
 
 import torch
 
-from ...backends import Executable
-from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
-from ...runtime import KernelSpec, executable, schedule
-from ..support import Meta, bytes_of, choose_device, define, expect, meta, require_numerics, require_tensor
+from ..support import bytes_of, define, meta, require_numerics, require_tensor
+from .plans import Given, logits_plan, select_plan
 
-BLOCK = 32
-LARGEST_TOPK = 4096
-LARGEST_TENSOR = 2**31
-"""Elements of a tensor stay below, as kernels index with int32."""
-
-NEEDS = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32})
-KERNELS = "kernelforge.ops.lightning_indexer.kernel"
-LOGIT_DTYPES = (torch.bfloat16, torch.float32)
-
-
-class Problem(NamedTuple):
-    """A checked call: B sequences of S queries over T entries, H heads of D."""
-
-    B: int
-    S: int
-    T: int
-    H: int
-    D: int
+Tensor = torch.Tensor
 
 
 @overload
 def lightning_indexer(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
+    q: Tensor,
+    q_scale: Tensor | None,
+    k: Tensor,
+    k_scale: Tensor | None,
+    weights: Tensor,
     topk: int,
-    kv_len: torch.Tensor | None = None,
+    kv_len: Tensor | None = None,
     return_scores: Literal[False] = False,
     *,
     numerics: str = "exact",
     backend: str | None = None,
-) -> torch.Tensor: ...
+) -> Tensor: ...
 @overload
 def lightning_indexer(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
+    q: Tensor,
+    q_scale: Tensor | None,
+    k: Tensor,
+    k_scale: Tensor | None,
+    weights: Tensor,
     topk: int,
-    kv_len: torch.Tensor | None,
+    kv_len: Tensor | None,
     return_scores: Literal[True],
     *,
     numerics: str = "exact",
     backend: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]: ...
+) -> tuple[Tensor, Tensor]: ...
 def lightning_indexer(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
+    q: Tensor,
+    q_scale: Tensor | None,
+    k: Tensor,
+    k_scale: Tensor | None,
+    weights: Tensor,
     topk: int,
-    kv_len: torch.Tensor | None = None,
+    kv_len: Tensor | None = None,
     return_scores: bool = False,
     *,
     numerics: str = "exact",
     backend: str | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> Tensor | tuple[Tensor, Tensor]:
     """The ``topk`` compressed entries with the largest index scores, for every query (DeepSeek-V3.2, section 2.1).
 
     score[s, t] = sum over heads h of weights[s, h] * relu(q[s, h] . k[t]), rounded to bfloat16. No scores are written
     to memory: beyond the outputs, memory grows with S * topk alone.
 
     Args:
-        q: packed FP4 [[B,] S, H, D/2], uint8 or ``float4_e2m1fn_x2``, even index in the low nibble; D a multiple of 32.
-        q_scale: E8M0 bytes [[B,] S, H, D/32], uint8 or ``float8_e8m0fnu``.
-        k: packed FP4 [[B,] T, D/2]; one key per entry, shared by all heads.
-        k_scale: E8M0 bytes [[B,] T, D/32].
+        q: packed FP4 [[B,] S, H, D/2], uint8 or ``float4_e2m1fn_x2``, even index in the low nibble; or bfloat16
+            [[B,] S, H, D]. D is a multiple of 32, in bfloat16 at most 512.
+        q_scale: E8M0 bytes [[B,] S, H, D/32], uint8 or ``float8_e8m0fnu``; None for bfloat16.
+        k: packed FP4 [[B,] T, D/2], or bfloat16 [[B,] T, D], as ``q`` is; one key per entry, shared by all heads.
+        k_scale: E8M0 bytes [[B,] T, D/32]; None for bfloat16.
         weights: float32 [[B,] S, H]; the caller folds D^-0.5 and H^-0.5 into them.
         topk: how many entries to choose, 1 to 4096.
         kv_len: int32 [[B,] S], how many entries from the first a query sees; below 0 it reads as 0, above T as T. None
             for all.
         return_scores: also return the chosen entries' scores.
-        numerics: ``"exact"``, the contract of ``docs/numerics.md`` (C3, C7, C9).
+        numerics: ``"exact"``, the contract of ``docs/numerics.md`` (C3 or C4, C7, C9).
         backend: None for the tensors' own device, or a device name such as ``"cpu"``, ``"cuda:virtual"``.
 
     Returns:
@@ -108,17 +89,17 @@ def lightning_indexer(
 
 
 def indexer_logits(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    kv_len: torch.Tensor | None = None,
+    q: Tensor,
+    q_scale: Tensor | None,
+    k: Tensor,
+    k_scale: Tensor | None,
+    weights: Tensor,
+    kv_len: Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
     *,
     numerics: str = "exact",
     backend: str | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """All index scores, for a selection of your own.
 
     Args:
@@ -137,264 +118,95 @@ def indexer_logits(
 
 
 def _require_tensors(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    kv_len: torch.Tensor | None,
+    q: Tensor, q_scale: Tensor | None, k: Tensor, k_scale: Tensor | None, weights: Tensor, kv_len: Tensor | None
 ) -> None:
-    named = {"q": q, "q_scale": q_scale, "k": k, "k_scale": k_scale, "weights": weights}
-    for name, value in named.items():
+    for name, value in (("q", q), ("k", k), ("weights", weights)):
         require_tensor(name, value)
-    if kv_len is not None:
-        require_tensor("kv_len", kv_len)
-
-
-def _check(q: Meta, q_scale: Meta, k: Meta, k_scale: Meta, weights: Meta, kv_len: Meta | None) -> Problem:
-    device = q.device
-    if len(q.shape) not in (3, 4):
-        raise ValueError(f"q: given {q}, wanted uint8[S, H, D/2] or [B, S, H, D/2]")
-    batch = q.shape[:-3]
-    expect("q", q, (torch.uint8,), (*batch, "S", "H", "D/2"), device)
-    S, H, width = q.shape[-3:]
-    D = 2 * width
-    if D == 0 or D % BLOCK:
-        raise ValueError(f"q: given {q}, so D = {D}; D must be a positive multiple of {BLOCK}")
-    if H == 0:
-        raise ValueError(f"q: given {q}; at least one head is wanted")
-    expect("q_scale", q_scale, (torch.uint8,), (*batch, S, H, D // BLOCK), device)
-    expect("k", k, (torch.uint8,), (*batch, "T", width), device)
-    T = k.shape[-2]
-    expect("k_scale", k_scale, (torch.uint8,), (*batch, T, D // BLOCK), device)
-    expect("weights", weights, (torch.float32,), (*batch, S, H), device)
-    if kv_len is not None:
-        expect("kv_len", kv_len, (torch.int32,), (*batch, S), device)
-    for name, given in (("q", q), ("k", k)):
-        if given.shape.numel() >= LARGEST_TENSOR:
-            raise ValueError(f"{name}: given {given}, wanted fewer than 2^31 elements; split the batch")
-    return Problem(batch.numel(), S, T, H, D)
-
-
-def _compiled(kernel: str, device: str, tiles: dict[str, int], **parameters: object) -> Executable:
-    return executable(KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **parameters, **tiles), device)
-
-
-def work_table(problem: Problem, block_S: int, pieces: int, piece: int, device: torch.device) -> torch.Tensor:
-    """Rows of ``work``, see ``kernel.py``: blocks of queries of one sequence, times pieces of its entries."""
-    B, S, T = problem[:3]
-    first = torch.arange(0, S, block_S)
-    sequence = torch.arange(B)[:, None, None]
-    query = (sequence * S + first[:, None]).expand(B, len(first), pieces)
-    last = (sequence * S + (first + block_S).clamp(max=S)[:, None]).expand_as(query)
-    number = torch.arange(pieces)
-    columns = (
-        query,
-        last,
-        (sequence * T).expand_as(query),
-        (number * piece).expand_as(query),
-        ((number + 1) * piece).clamp(max=T).expand_as(query),
-        query * pieces + number,
-        torch.full_like(query, pieces),
-    )
-    return torch.stack(columns, -1).view(-1, len(columns)).to(torch.int32).to(device)
-
-
-class _Selection(NamedTuple):
-    """How a checked call is run."""
-
-    select: Executable
-    merge: Executable | None
-    pieces: int
-    work: torch.Tensor
-    starts: torch.Tensor
-    everything: torch.Tensor
-
-
-@functools.lru_cache(maxsize=512)
-def _select_plan(
-    q: Meta,
-    q_scale: Meta,
-    k: Meta,
-    k_scale: Meta,
-    weights: Meta,
-    topk: int,
-    kv_len: Meta | None,
-    backend: str | None,
-) -> _Selection | None:
-    problem = _check(q, q_scale, k, k_scale, weights, kv_len)
-    if not 1 <= topk <= LARGEST_TOPK:
-        raise ValueError(f"topk: given {topk}, wanted 1 to {LARGEST_TOPK}")
-    device = choose_device(backend, q.device)
-    if problem.B * problem.S == 0 or problem.T == 0:
-        return None
-    tiles = dict(schedule("lightning_indexer", device, kernel="lightning_indexer", topk=topk, **problem._asdict()))
-    least, most = tiles.pop("piece"), tiles.pop("most_blocks")
-    blocks = problem.B * -(-problem.S // tiles["block_S"])
-    pieces = max(1, min(-(-problem.T // least), most // blocks))
-    piece = -(-problem.T // (pieces * tiles["block_T"])) * tiles["block_T"]
-    pieces = -(-problem.T // piece)
-    parameters = {"H": problem.H, "D": problem.D, "topk": topk}
-    merge = None
-    if pieces > 1:
-        merging = schedule("lightning_indexer", device, kernel="merge_selections", topk=topk, **problem._asdict())
-        merge = _compiled("merge_selections", device, dict(merging), topk=topk)
-    return _Selection(
-        _compiled("lightning_indexer", device, tiles, final=pieces == 1, **parameters),
-        merge,
-        pieces,
-        work_table(problem, tiles["block_S"], pieces, piece, q.device),
-        torch.arange(0, piece, tiles["block_T"], dtype=torch.int32, device=q.device),
-        _everything(problem, q.device),
-    )
-
-
-def _everything(problem: Problem, device: torch.device) -> torch.Tensor:
-    """The ``kv_len`` of queries that see all entries."""
-    return torch.full((problem.B * problem.S,), problem.T, dtype=torch.int32, device=device)
-
-
-def _operands(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    kv_len: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """The kernels' operands: leading axes in one."""
-    matrices = tuple(x.view(-1, x.shape[-1]) for x in (q, q_scale, k, k_scale, weights))
-    return (*matrices, kv_len.view(-1))
+    for name, optional in (("q_scale", q_scale), ("k_scale", k_scale), ("kv_len", kv_len)):
+        if optional is not None:
+            require_tensor(name, optional)
 
 
 def _select_impl(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
+    q: Tensor,
+    q_scale: Tensor | None,
+    k: Tensor,
+    k_scale: Tensor | None,
+    weights: Tensor,
     topk: int,
-    kv_len: torch.Tensor | None,
+    kv_len: Tensor | None,
     backend: str | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    plan = _select_plan(
-        _known(q), _known(q_scale), _known(k), _known(k_scale), _known(weights), topk, meta(kv_len), backend
-    )
+) -> tuple[Tensor, Tensor]:
+    tensors = (q, q_scale, k, k_scale, weights, kv_len)
+    plan = select_plan(Given(*map(meta, tensors)), topk, backend)
     index, scores = _select_fake(q, q_scale, k, k_scale, weights, topk, kv_len, backend)
     if plan is None:
         return index.fill_(-1), scores.fill_(float("-inf"))
-    operands = _operands(q, q_scale, k, k_scale, weights, plan.everything if kv_len is None else kv_len)
-    rows = operands[4].shape[0]
+    operands = plan.stream.operands(*tensors)
+    rows = index.numel() // topk
     if plan.merge is None:
-        plan.select(*operands, plan.work, plan.starts, index.view(rows, topk), scores.view(rows, topk))
+        plan.select(*operands, index.view(rows, topk), scores.view(rows, topk))
     else:
         kept = index.new_empty((rows * plan.pieces, topk))
         keys = scores.new_empty((rows * plan.pieces, topk))
-        plan.select(*operands, plan.work, plan.starts, kept, keys)
+        plan.select(*operands, kept, keys)
         plan.merge(kept, keys, index.view(rows, topk), scores.view(rows, topk))
     return index, scores
 
 
-def _known(tensor: torch.Tensor) -> Meta:
-    described = meta(tensor)
-    assert described is not None
-    return described
-
-
 def _select_fake(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
+    q: Tensor,
+    q_scale: Tensor | None,
+    k: Tensor,
+    k_scale: Tensor | None,
+    weights: Tensor,
     topk: int,
-    kv_len: torch.Tensor | None,
+    kv_len: Tensor | None,
     backend: str | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     shape = (*q.shape[:-2], topk)
     return q.new_empty(shape, dtype=torch.int32), q.new_empty(shape, dtype=torch.bfloat16)
 
 
-class _Logits(NamedTuple):
-    """How a checked call is run."""
-
-    run: Executable
-    work: torch.Tensor
-    starts: torch.Tensor
-    everything: torch.Tensor
-
-
-@functools.lru_cache(maxsize=512)
-def _logits_plan(
-    q: Meta,
-    q_scale: Meta,
-    k: Meta,
-    k_scale: Meta,
-    weights: Meta,
-    kv_len: Meta | None,
-    out_dtype: torch.dtype,
-    backend: str | None,
-) -> _Logits | None:
-    problem = _check(q, q_scale, k, k_scale, weights, kv_len)
-    if out_dtype not in LOGIT_DTYPES:
-        raise TypeError(f"out_dtype: given {out_dtype}, wanted torch.bfloat16 or torch.float32")
-    cells = problem.B * problem.S * problem.T
-    if cells >= LARGEST_TENSOR:
-        raise ValueError(f"q: given {q} and k {k}, so {cells} logits; fewer than 2^31 are wanted, split the queries")
-    device = choose_device(backend, q.device)
-    if cells == 0:
-        return None
-    tiles = dict(schedule("lightning_indexer", device, kernel="indexer_logits", topk=0, **problem._asdict()))
-    name = str(out_dtype).removeprefix("torch.")
-    return _Logits(
-        _compiled("indexer_logits", device, tiles, H=problem.H, D=problem.D, out_dtype=name),
-        work_table(problem, tiles["block_S"], 1, problem.T, q.device),
-        torch.arange(0, problem.T, tiles["block_T"], dtype=torch.int32, device=q.device),
-        _everything(problem, q.device),
-    )
-
-
 def _logits_impl(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    kv_len: torch.Tensor | None,
+    q: Tensor,
+    q_scale: Tensor | None,
+    k: Tensor,
+    k_scale: Tensor | None,
+    weights: Tensor,
+    kv_len: Tensor | None,
     out_dtype: torch.dtype,
     backend: str | None,
-) -> torch.Tensor:
-    plan = _logits_plan(
-        _known(q), _known(q_scale), _known(k), _known(k_scale), _known(weights), meta(kv_len), out_dtype, backend
-    )
+) -> Tensor:
+    tensors = (q, q_scale, k, k_scale, weights, kv_len)
+    plan = logits_plan(Given(*map(meta, tensors)), out_dtype, backend)
     out = _logits_fake(q, q_scale, k, k_scale, weights, kv_len, out_dtype, backend)
     if plan is not None:
-        operands = _operands(q, q_scale, k, k_scale, weights, plan.everything if kv_len is None else kv_len)
-        plan.run(*operands, plan.work, plan.starts, out.view(-1))
+        plan.run(*plan.stream.operands(*tensors), out.view(-1))
     return out
 
 
 def _logits_fake(
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    kv_len: torch.Tensor | None,
+    q: Tensor,
+    q_scale: Tensor | None,
+    k: Tensor,
+    k_scale: Tensor | None,
+    weights: Tensor,
+    kv_len: Tensor | None,
     out_dtype: torch.dtype,
     backend: str | None,
-) -> torch.Tensor:
+) -> Tensor:
     return q.new_empty((*q.shape[:-2], k.shape[-2]), dtype=out_dtype)
 
 
 _select = define(
-    "lightning_indexer(Tensor q, Tensor q_scale, Tensor k, Tensor k_scale, Tensor weights, int topk, Tensor? kv_len, "
-    "str? backend) -> (Tensor, Tensor)",
+    "lightning_indexer(Tensor q, Tensor? q_scale, Tensor k, Tensor? k_scale, Tensor weights, int topk, "
+    "Tensor? kv_len, str? backend) -> (Tensor, Tensor)",
     _select_impl,
     _select_fake,
 )
 _logits = define(
-    "indexer_logits(Tensor q, Tensor q_scale, Tensor k, Tensor k_scale, Tensor weights, Tensor? kv_len, "
+    "indexer_logits(Tensor q, Tensor? q_scale, Tensor k, Tensor? k_scale, Tensor weights, Tensor? kv_len, "
     "ScalarType out_dtype, str? backend) -> Tensor",
     _logits_impl,
     _logits_fake,

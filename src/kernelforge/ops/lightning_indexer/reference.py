@@ -4,8 +4,8 @@ Arrays are NumPy; bfloat16 travels as uint16 bits. For query s, head h and entry
 
     score[s, t] = R(H) over h of weights[s, h] * relu(q[s, h] . k[t])
 
-where the dot is contract C3's (packed FP4) and R(H) is C7's; the scores are rounded to bfloat16, and the
-entries with the largest ones are chosen by C9.
+where the dot is contract C3's (packed FP4) or C4's (bfloat16, whole rows) and R(H) is C7's; the scores are rounded
+to bfloat16, and the entries with the largest ones are chosen by C9.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats import bf16, mx
+from ...numerics import window
 from ...numerics.block_accumulate import mx_block_accumulate
 from ...numerics.row_sum import row_sum
 
@@ -29,18 +30,28 @@ MINUS_INFINITY = 0xFF80
 """bfloat16 bits."""
 
 
+def bf16_dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Contract C4 on whole rows: float32 [M, N] of [M, L] and [N, L]; NaN where a row is not finite."""
+    usable_a, usable_b = (np.isfinite(x).all(-1, keepdims=True) for x in (a, b))
+    windows = [window.window(np.where(usable, mx.flush(x), 0)) for x, usable in ((a, usable_a), (b, usable_b))]
+    return np.where(usable_a & usable_b.T, window.sliced_dot(*windows), np.float32(np.nan))
+
+
 def dots(
-    q: NDArray[Any], q_scale: NDArray[np.uint8], k: NDArray[Any], k_scale: NDArray[np.uint8]
+    q: NDArray[Any], q_scale: NDArray[np.uint8] | None, k: NDArray[Any], k_scale: NDArray[np.uint8] | None
 ) -> NDArray[np.float32]:
     """q[s, h] . k[t], float32 [S, H, T].
 
     Args:
-        q: packed E2M1 uint8 [S, H, D/2]; ``q_scale`` E8M0 bytes [S, H, D/32].
-        k: packed E2M1 uint8 [T, D/2]; ``k_scale`` E8M0 bytes [T, D/32].
+        q: packed E2M1 uint8 [S, H, D/2]; ``q_scale`` E8M0 bytes [S, H, D/32]. Or bfloat16 bits [S, H, D] and None.
+        k: packed E2M1 uint8 [T, D/2]; ``k_scale`` E8M0 bytes [T, D/32]. Or bfloat16 bits [T, D] and None.
     """
     S, H, width = q.shape
-    rows, scales = q.reshape(S * H, width), q_scale.reshape(S * H, q_scale.shape[-1])
+    rows = q.reshape(S * H, width)
+    if q_scale is None or k_scale is None:
+        return bf16_dot(bf16.decode(rows), bf16.decode(k)).reshape(S, H, k.shape[0])
     zeros = np.zeros((S * H, k.shape[0]), np.float32)
+    scales = q_scale.reshape(S * H, q_scale.shape[-1])
     return mx_block_accumulate(zeros, rows, scales, k, k_scale, "e2m1").reshape(S, H, k.shape[0])
 
 
@@ -58,9 +69,9 @@ def weighted_head_sum(products: NDArray[np.float32], weights: NDArray[np.float32
 
 def indexer_scores(
     q: NDArray[Any],
-    q_scale: NDArray[np.uint8],
+    q_scale: NDArray[np.uint8] | None,
     k: NDArray[Any],
-    k_scale: NDArray[np.uint8],
+    k_scale: NDArray[np.uint8] | None,
     weights: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     """The scores before rounding, float32 [S, T]; operands as in :func:`dots`, weights float32 [S, H]."""
@@ -95,9 +106,9 @@ def top_k(
 
 def lightning_indexer(
     q: NDArray[Any],
-    q_scale: NDArray[np.uint8],
+    q_scale: NDArray[np.uint8] | None,
     k: NDArray[Any],
-    k_scale: NDArray[np.uint8],
+    k_scale: NDArray[np.uint8] | None,
     weights: NDArray[np.float32],
     topk: int,
     kv_len: NDArray[np.integer],
@@ -108,9 +119,9 @@ def lightning_indexer(
 
 def indexer_logits(
     q: NDArray[Any],
-    q_scale: NDArray[np.uint8],
+    q_scale: NDArray[np.uint8] | None,
     k: NDArray[Any],
-    k_scale: NDArray[np.uint8],
+    k_scale: NDArray[np.uint8] | None,
     weights: NDArray[np.float32],
     kv_len: NDArray[np.integer],
     out_dtype: str = "bfloat16",
