@@ -1,0 +1,33 @@
+"""What compilers make of an op's kernels, for tests that hold the kernels to a device's registers and memory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kernelforge import backends
+from kernelforge.runtime import KernelSpec, artifact
+
+CUDA, ASCEND = backends.backend("cuda"), backends.backend("ascend")
+CUDA_ARCHS = ("sm_80", "sm_90a")
+UNIFIED_BUFFER = 248 * 1024
+"""Bytes of a vector core's memory on Ascend 950."""
+
+needs_nvcc = pytest.mark.skipif(not all(t.found for t in CUDA.tools() if "nvcc" in t.name), reason="no nvcc")
+
+
+def assert_no_spills(spec: KernelSpec, arch: str) -> None:
+    """Compile for a GPU: everything stays in registers and ptxas has nothing to say."""
+    directory, info = artifact(spec, CUDA, arch)
+    report = json.loads((directory / "resources.json").read_text())
+    used = report["kernels"][info.entry]
+    assert 0 < used["registers"] <= 255
+    assert used["spill_store_bytes"] == used["spill_load_bytes"] == used["stack_bytes"] == 0
+    assert report["warnings"] == []
+
+
+def assert_ascendc(spec: KernelSpec) -> None:
+    """Lower to AscendC that a C++ compiler takes and whose tiles fit a vector core's memory."""
+    _, info = artifact(spec, ASCEND, ASCEND.default_arch("ascend:virtual"))
+    assert 0 < info.shared_bytes <= UNIFIED_BUFFER
