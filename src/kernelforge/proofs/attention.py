@@ -8,6 +8,7 @@ from . import Theorem, prove_all
 
 CHUNK = 128
 WIDTH = 512
+GROUP = 64
 WEIGHT_ONE = 32512
 WINDOW_LIMIT = 32639
 HIGH, LOW = 127, 128
@@ -30,6 +31,8 @@ def _exact_sums() -> list[Theorem]:
         bound("score_cross", f"2 * {WIDTH} products of unequal slices sum to less than 2^24", 2 * WIDTH, HIGH * LOW),
         bound("score_low", f"{WIDTH} products of low slices sum to less than 2^24", WIDTH, LOW * LOW),
         bound("value_cross", f"2 * {CHUNK} products of unequal slices sum to less than 2^24", 2 * CHUNK, HIGH * LOW),
+        bound("head_high", f"{GROUP} products of high slices sum to less than 2^24", GROUP, HIGH * HIGH),
+        bound("head_cross", f"2 * {GROUP} products of unequal slices sum to less than 2^24", 2 * GROUP, HIGH * LOW),
         bound("denominator", f"{CHUNK} weights sum to less than 2^24", CHUNK, WEIGHT_ONE),
     ]
 
@@ -88,9 +91,42 @@ def _indices() -> list[Theorem]:
     ]
 
 
+def _windows() -> list[Theorem]:
+    """Two-slice windows of float32 values, cut by the bits of the largest one (backward)."""
+    bits = z3.BitVec("bits", 32)
+    exponent = ((bits + 0x10100) >> 23) - 126
+    significand = (bits & 0x7FFFFF) | 0x800000
+    # bits = significand * 2^(field - 150), so x * 2^(15 - e) = significand * 2^-places.
+    places = 135 + exponent - (bits >> 23)
+    half = z3.BitVecVal(1, 32) << (places - 1)
+    rounded = (significand + half - 1 + ((significand >> places) & 1)) >> places
+    field = bits >> 23
+    premises = [bits >= 27 << 23, bits < 255 << 23]
+    return [
+        Theorem(
+            "float_window",
+            f"a float32 of at least 2^-100 has a window within {WINDOW_LIMIT} under the exponent of its bits",
+            premises,
+            z3.And(places >= 9, places <= 10, rounded <= WINDOW_LIMIT),
+        ),
+        Theorem(
+            "float_window_least",
+            "and none under the exponent below",
+            [*premises, exponent != field - 126],
+            z3.LShR(significand + 255 + ((significand >> 9) & 1), 9) > WINDOW_LIMIT,
+        ),
+        Theorem(
+            "float_window_unit",
+            "the power of two that windows are multiplied by is a float32",
+            premises,
+            z3.And(15 - exponent >= -126, 15 - exponent <= 127),
+        ),
+    ]
+
+
 def theorems() -> list[Theorem]:
     """Everything that is proved."""
-    return [*_exact_sums(), *_slices(), *_indices()]
+    return [*_exact_sums(), *_slices(), *_windows(), *_indices()]
 
 
 if __name__ == "__main__":

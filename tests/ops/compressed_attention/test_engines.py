@@ -35,36 +35,44 @@ def test_every_engine_gives_the_references_bits(isa):
 
 def test_the_cpu_takes_chunks_whole():
     backend = backends.backend("cpu")
-    for spec in conformance.kernels("cpu").values():
+    found = conformance.kernels("cpu")
+    for spec in (found["csa"], found["hca"]):
         portable = lowering.trace(spec.builder, dict(spec.parameters))
         source = lowering.lower(portable, backend, backend.default_arch("cpu")).source
         assert {"kf_attention_chunk", "kf_cut_rows"} <= set(re.findall(r"kf_\w+", source))
         assert "kf_gemm_s8" not in source
 
 
+VARIANTS = list(conformance.kernels("cuda:virtual"))
+PRODUCTS = {"csa", "hca", "products", "query_gradient", "entry_gradient"}
+"""Kernels that multiply matrices."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-def test_model_shapes_become_machine_code_without_spills(arch, tmp_path):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_model_shapes_become_machine_code_without_spills(variant, arch, tmp_path):
     from kernelforge_cuda import nvcc
 
     if nvcc.find() is None:
         pytest.skip("nvcc is not installed")
     backend = backends.backend("cuda")
-    spec = conformance.kernels("cuda:virtual")["csa"]
+    spec = conformance.kernels("cuda:virtual")[variant]
     lowered = lowering.lower(lowering.trace(spec.builder, dict(spec.parameters)), backend, arch)
     backend.build(lowered.source, lowered.info, arch, tmp_path)
     ptx = (tmp_path / nvcc.PTX).read_text()
-    assert re.search(r"(mma|wgmma)\S*\.s32\.s8\.s8", ptx)
+    assert bool(re.search(r"(mma|wgmma)\S*\.s32\.s8\.s8", ptx)) == (variant in PRODUCTS)
     assert (tmp_path / nvcc.CUBIN).read_bytes()[:4] == b"\x7fELF"
     used = json.loads((tmp_path / nvcc.RESOURCES).read_text())["kernels"][lowered.info.entry]
     assert used["spill_store_bytes"] == used["spill_load_bytes"] == 0
 
 
 @pytest.mark.slow
-def test_model_shapes_become_ascendc():
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_model_shapes_become_ascendc(variant):
     backend = backends.backend("ascend")
-    spec = conformance.kernels("ascend:virtual")["csa"]
+    spec = conformance.kernels("ascend:virtual")[variant]
     lowered = lowering.lower(
         lowering.trace(spec.builder, dict(spec.parameters)), backend, backend.default_arch("ascend:virtual")
     )
-    assert "ascend_gemm_l1" in lowered.source
+    assert ("ascend_gemm_l1" in lowered.source) == (variant in PRODUCTS)

@@ -142,6 +142,17 @@ def _entry(kv: Any, entries: Any, segment: Any, row: Any, k: Any) -> Any:
 
 
 @T.macro
+def largest_scores(scores: Any, m: Any) -> None:
+    """m[i] = the largest of scores[i, :]."""
+    for i in T.Parallel(scores.shape[0]):
+        top = T.alloc_var("float32")
+        top = scores[i, 0]
+        for j in T.serial(scores.shape[1]):
+            top = T.if_then_else(scores[i, j] > top, scores[i, j], top)
+        m[i] = top
+
+
+@T.macro
 def merge_factors(m: Any, l: Any, other_m: Any, other_l: Any, kept: Any, added: Any) -> None:  # noqa: E741
     """``m`` and ``l`` with another state's; what both numerators are multiplied by goes to ``kept`` and ``added``."""
     for i in T.Parallel(m.shape[0]):
@@ -253,12 +264,7 @@ def attention_chunk(
             for j in T.serial(CHUNK):
                 top = T.max(top, exponent[j])
             largest[i] = top
-        for i in T.Parallel(heads):
-            top = T.alloc_var("float32")
-            top = scores[i, 0]
-            for j in T.serial(CHUNK):
-                top = T.if_then_else(scores[i, j] > top, scores[i, j], top)
-            chunk_m[i] = top
+        largest_scores(scores, chunk_m)
         for i, j in T.Parallel(heads, CHUNK):
             weight = T.alloc_var("float32")
             weight = exp2(scores[i, j] - chunk_m[i]) * T.float32(WEIGHT_ONE)

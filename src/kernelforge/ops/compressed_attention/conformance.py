@@ -89,8 +89,13 @@ def hca(seed: int, data: str = "normal", **changes: Any) -> Problem:
 def cases(seed: int, size: str) -> Iterator[Case]:
     """``ci``: one prefill and one decode shape on every kind of data, and the extents that need no further kernel.
     ``full``: windows, widths, head counts, pages, ratios."""
+    from . import conformance_backward as backward
+
     for problem in (*_ci(seed), *(_full(seed) if size == "full" else ())):
         yield Case(problem.name, functools.partial(expected, problem), functools.partial(run, problem))
+    for problem in gradient_problems(seed, size):
+        name = f"gradient/{problem.name}"
+        yield Case(name, functools.partial(backward.expected, problem), functools.partial(backward.run, problem))
 
 
 def _ci(seed: int) -> Iterator[Problem]:
@@ -105,6 +110,21 @@ def _ci(seed: int) -> Iterator[Problem]:
     yield hca(seed, N=0)
 
 
+def gradient_problems(seed: int, size: str) -> Iterator[Problem]:
+    """Problems whose gradients are compared: in ``ci`` those of one set of kernels."""
+    for data in DATA:
+        yield csa(seed, data, S=5)
+        yield hca(seed, data, page=0)
+    yield csa(seed, S=0)
+    yield csa(seed, N=0)
+    yield csa(seed, S=17, first=0, T=17)
+    if size == "full":
+        for D, H in ((32, 1), (96, 70), (512, 64)):
+            for data in ("normal", "bits"):
+                yield csa(seed, data, window=300, D=D, H=H, topk=7, S=3)
+                yield hca(seed, data, window=100, D=D, H=H, ratio=4, page=0, rope=32)
+
+
 def _full(seed: int) -> Iterator[Problem]:
     for window in (1, 100, 128, 300):
         for D, H in ((32, 1), (96, 17), (512, 64)):
@@ -114,7 +134,8 @@ def _full(seed: int) -> Iterator[Problem]:
 
 
 def kernels(device: str) -> Mapping[str, KernelSpec]:
-    """The kernels of decode and prefill at V4-Flash's head count and width."""
+    """The kernels of prefill and of the backward pass at V4-Flash's head count and width."""
+    from .conformance_backward import kernels as backward
     from .plan import BUILDER, NEEDS
     from .problem import factor_bits
 
@@ -122,12 +143,22 @@ def kernels(device: str) -> Mapping[str, KernelSpec]:
     found = {}
     for variant, topk, ratio in (("csa", 512, 1), ("hca", 0, 128)):
         tiles = dict(
-            schedule("compressed_attention", device, H=64, D=512, topk=topk, queries=4096, chunks=6, threads=1)
+            schedule(
+                "compressed_attention",
+                device,
+                kernel="attention",
+                H=64,
+                D=512,
+                topk=topk,
+                queries=4096,
+                chunks=6,
+                threads=1,
+            )
         )
         del tiles["splits"], tiles["merge_block_H"]
         finder = {"ratio": ratio, "topk": topk, "page": 0, "factor_bits": factor_bits(512**-0.5), "native": False}
         found[variant] = KernelSpec.of(f"{BUILDER}attention", NEEDS, rope=0, **shape, **finder, **tiles)
-    return found
+    return {**found, **backward(device)}
 
 
 def _values(draw: np.random.Generator, shape: tuple[int, ...], data: str) -> NDArray[np.uint16]:
@@ -205,35 +236,35 @@ def paged(entries: NDArray[np.uint16], pages: NDArray[np.int32], page: int) -> N
     return cache
 
 
-def run(problem: Problem, device: str) -> Arrays:
-    """The op's output on a device."""
+def tensor(array: NDArray[Any] | None, home: str) -> Any:
+    """The tensor of an array on a torch device; bits of 16 as bfloat16."""
     import torch
 
-    from ... import backends
+    if array is None:
+        return None
+    made = torch.from_numpy(np.ascontiguousarray(array)).to(home)
+    return made.view(torch.bfloat16) if array.dtype == np.uint16 else made
+
+
+def run(problem: Problem, device: str) -> Arrays:
+    """The op's output on a device."""
+    from ..support import home_of
     from .op import csa_attention, hca_attention
 
-    owner, chosen = backends.device(device)
-    home = "cpu" if chosen.virtual else owner.tensor_device
     x = operands(problem)
-
-    def tensor(array: NDArray[Any] | None) -> Any:
-        if array is None:
-            return None
-        made = torch.from_numpy(np.ascontiguousarray(array)).to(home)
-        return made.view(torch.bfloat16) if array.dtype == np.uint16 else made
-
+    put = functools.partial(tensor, home=home_of(device))
     entries = x.entries if x.pages is None else paged(x.entries, x.pages, problem.page)
     options = {
-        "kv_start": tensor(x.kv_start),
-        "block_table": tensor(x.pages),
-        "cos": tensor(x.cos),
-        "sin": tensor(x.sin),
+        "kv_start": put(x.kv_start),
+        "block_table": put(x.pages),
+        "cos": put(x.cos),
+        "sin": put(x.sin),
         "backend": device,
     }
-    first = (tensor(x.q), tensor(x.kv), tensor(entries))
-    last = (tensor(x.sink), tensor(x.positions), problem.window)
+    first = (put(x.q), put(x.kv), put(entries))
+    last = (put(x.sink), put(x.positions), problem.window)
     if x.indices is not None:
-        out = csa_attention(*first, tensor(x.indices), *last, **options)
+        out = csa_attention(*first, put(x.indices), *last, **options)
     else:
         out = hca_attention(*first, *last, ratio=problem.ratio, **options)
     return {"out": bits(out)}

@@ -7,13 +7,12 @@ import threading
 
 import torch
 
-from ..support import LIBRARY, define, meta, require_numerics, require_tensor
+from ..support import define, meta, require_numerics, require_tensor
+from . import gradient
 from .plan import plan_call
-from .problem import Arguments
+from .problem import Arguments, ascending
 
 MODES = ("exact", "native")
-SIGN = -(2**31)
-"""With its sign bit turned, -1 sorts behind every index."""
 
 
 def csa_attention(
@@ -181,18 +180,6 @@ def _states(parts: int, H: int, D: int, device: torch.device) -> tuple[torch.Ten
     return m.view(parts, H), l.view(parts, H), o.view(rows, D)
 
 
-def _sorted(indices: torch.Tensor, N: int) -> torch.Tensor:
-    """Ascending selected entries, -1 last."""
-    if indices.shape[-1] == 0:
-        return indices.new_full((indices.shape[0] * indices.shape[1], 1), -1)
-    if indices.device.type == "cpu":
-        low, high = torch.aminmax(indices)
-        if int(low) < -1 or int(high) >= N:
-            raise ValueError(f"indices: given values from {int(low)} to {int(high)}, wanted -1 to {N - 1}")
-    rows = indices.view(-1, indices.shape[-1])
-    return (rows ^ SIGN).sort(-1).values.bitwise_xor_(SIGN)
-
-
 def _run(
     q: torch.Tensor,
     kv: torch.Tensor,
@@ -223,7 +210,7 @@ def _run(
         latest = positions.view(-1) if problem.S == 1 else positions.amax(-1)
         kv_start = latest + (1 - problem.T)
     at, first = positions.to(torch.int32).view(-1), kv_start.to(torch.int32)
-    selected = _zeros((Q, 1), torch.int32, here) if indices is None else _sorted(indices, problem.N)
+    selected = _zeros((Q, 1), torch.int32, here) if indices is None else ascending(indices, problem.N)
     table = _zeros((1,), torch.int32, here) if block_table is None or not block_table.numel() else block_table.view(-1)
     if problem.rope and cos is not None and sin is not None:
         rotation = (cos.view(Q, -1), sin.view(Q, -1))
@@ -305,12 +292,4 @@ _hca = define(
 )
 
 
-def _no_gradient(*_: object, **__: object) -> None:
-    raise NotImplementedError(
-        "csa_attention, hca_attention: no gradient; call them under torch.no_grad(), or with tensors that do not "
-        "require one"
-    )
-
-
-for _name in ("csa_attention", "hca_attention"):
-    torch.library.register_autograd(f"kernelforge::{_name}", _no_gradient, setup_context=_no_gradient, lib=LIBRARY)
+gradient.register()

@@ -49,6 +49,7 @@ def plan_call(
         schedule(
             "compressed_attention",
             device,
+            kernel="attention",
             queries=problem.B * problem.S,
             chunks=chunks + raw_slots,
             threads=threads,

@@ -11,6 +11,8 @@ import torch
 from ..support import Meta, expect
 
 LARGEST_D = 512
+SIGN = -(2**31)
+"""With its sign bit turned, -1 sorts behind every index."""
 
 
 class Arguments(NamedTuple):
@@ -83,7 +85,28 @@ def check(given: Arguments, window: int, scale: float, ratio: int) -> Problem:
     return Problem(B, S, H, D, kv.shape[1], N, topk, page, rope, window, ratio)
 
 
+def bits_of(x: float) -> int:
+    """float32 bits."""
+    (bits,) = struct.unpack("<i", struct.pack("<f", x))
+    return int(bits)
+
+
 def factor_bits(scale: float) -> int:
     """float32 bits of scale * log2(e), what scores are multiplied by."""
-    (bits,) = struct.unpack("<i", struct.pack("<f", scale * math.log2(math.e)))
-    return int(bits)
+    return bits_of(scale * math.log2(math.e))
+
+
+def ascending(indices: torch.Tensor, N: int) -> torch.Tensor:
+    """Selected entries, ascending, -1 last: int32 [queries, K], K at least 1.
+
+    Raises:
+        ValueError: on the CPU, where an index is none of an entry.
+    """
+    if indices.shape[-1] == 0:
+        return indices.new_full((indices.shape[0] * indices.shape[1], 1), -1)
+    if indices.device.type == "cpu":
+        low, high = torch.aminmax(indices)
+        if int(low) < -1 or int(high) >= N:
+            raise ValueError(f"indices: given values from {int(low)} to {int(high)}, wanted -1 to {N - 1}")
+    rows = indices.view(-1, indices.shape[-1])
+    return (rows ^ SIGN).sort(-1).values.bitwise_xor_(SIGN)

@@ -19,7 +19,7 @@ from ...numerics import attention as rules
 Bits = NDArray[np.uint16]
 
 
-def _aligned(first: int, last: int) -> Iterator[range]:
+def aligned(first: int, last: int) -> Iterator[range]:
     """The indices ``first .. last - 1`` cut at multiples of 128."""
     for chunk in range(first // rules.CHUNK, -(-last // rules.CHUNK)):
         yield range(max(first, chunk * rules.CHUNK), min(last, (chunk + 1) * rules.CHUNK))
@@ -54,7 +54,7 @@ def attend(
     state = rules.start(sink, q.shape[1])
     rows = rules.cut(q)
     raw = (
-        [] if position < 0 else _aligned(max(position - window + 1, kv_start, 0), min(position + 1, kv_start + len(kv)))
+        [] if position < 0 else aligned(max(position - window + 1, kv_start, 0), min(position + 1, kv_start + len(kv)))
     )
     visible = [kv[chunk.start - kv_start : chunk.stop - kv_start] for chunk in raw]
     for entries in [*visible, *([] if position < 0 else chunks)]:
@@ -125,7 +125,7 @@ def hca_attention(
     factor = rules.score_factor(scale)
     for b, s in np.ndindex(*q.shape[:2]):
         complete = min(entries.shape[1], max(0, (int(positions[b, s]) + 1) // ratio))
-        chunks = [entries[b][piece.start : piece.stop] for piece in _aligned(0, complete)]
+        chunks = [entries[b][piece.start : piece.stop] for piece in aligned(0, complete)]
         rotation = None if cos is None or sin is None else (cos[b, s], sin[b, s])
         out[b, s] = attend(
             q[b, s], kv[b], int(kv_start[b]), int(positions[b, s]), chunks, sink, window, factor, rotation
