@@ -16,11 +16,13 @@
 #define KF_MICROKERNEL extern "C" __attribute__((visibility("hidden")))
 
 // acc[m,n] += the sum over K's blocks of 32, ascending, of A W^T; k counts elements. Leading dimensions count elements
-// of the stored type. One function for each format of A, named as in kernelforge.numerics.block_accumulate.
-#define KF_DECLARE(format)                                                                             \
-  KF_MICROKERNEL int32_t kf_mx_block_accumulate_##format(                                              \
-      float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale, int64_t ld_a_scale, \
-      const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale, int32_t m, int32_t n, int32_t k);
+// of the stored type. `clear`: acc starts from zero and is not read. One function for each format of A, named as in
+// kernelforge.numerics.block_accumulate.
+#define KF_DECLARE(format)                                                                                          \
+  KF_MICROKERNEL int32_t kf_mx_block_accumulate_##format(float* acc, int64_t ld_acc, const void* a, int64_t lda,    \
+                                                         const void* a_scale, int64_t ld_a_scale, const uint8_t* w, \
+                                                         int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale,   \
+                                                         int32_t m, int32_t n, int32_t k, int32_t clear);
 KF_DECLARE(e2m1)
 KF_DECLARE(e4m3_e8m0)
 KF_DECLARE(e4m3_f32)

@@ -181,7 +181,11 @@ int amx_accumulate(const MxTile& tile) {
       for (int col = 0; col < tile.n; col += kPanel) {
         const int n = std::min(kPanel, tile.n - col);
         float* acc = tile.acc + row * tile.ld_acc + col;
-        copy_columns(sums, kPanel, acc, tile.ld_acc, m, n);
+        if (tile.clear && first == 0) {
+          clear_sums(sums, kPanel, m, kPanel);
+        } else {
+          copy_columns(sums, kPanel, acc, tile.ld_acc, m, n);
+        }
         for (int inner = 0; inner < blocks; inner += w_chunk) {
           const int w_blocks = std::min(w_chunk, blocks - inner), at = first + inner;
           uint16_t* second = w + int64_t(w_blocks) * kTileWords;
@@ -192,6 +196,7 @@ int amx_accumulate(const MxTile& tile) {
             MxTile special = part<kFormat>(tile, row, m, col, n, at, w_blocks);
             special.acc = sums;
             special.ld_acc = kPanel;
+            special.clear = false;
             const int status = portable_accumulate<kFormat>(special);
             if (status != kOk) return status;
             continue;

@@ -79,6 +79,7 @@ struct Avx2Engine {
 
   template <int kFormat, int kRows>
   static void kernel(float* acc, int64_t ld_acc, const SlicedRows& rows, const SlicedPanel& panel) {
+    if (panel.clear) clear_sums(acc, ld_acc, kRows, kPanel);
     constexpr int kStep = kRows == 1 ? 1 : 2;  // sixteen registers hold two rows
     for (int r = 0; r < kRows; r += kStep) {
       for (int s = 0; s < 2; ++s) {

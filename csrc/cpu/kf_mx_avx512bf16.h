@@ -10,15 +10,15 @@ KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf
 namespace kf {
 namespace {
 
-// kRows x 32 columns over one chunk. a: [rows][blocks][32], w: [2][blocks][16 pairs][16][2].
+// kRows x 32 columns over one chunk; `clear`: from zero. a: [rows][blocks][32], w: [2][blocks][16 pairs][16][2].
 template <int kFormat, int kRows>
 void bf16_kernel(float* acc, int64_t ld_acc, const uint16_t* a, const float* factor, int64_t ld_factor,
-                 const uint16_t* w, int64_t blocks) {
+                 const uint16_t* w, int64_t blocks, bool clear) {
   const int64_t lda = blocks * kBlock, second = blocks * kBlock * kStrip;
   __m512 sums[kRows][2];
   for (int r = 0; r < kRows; ++r) {
-    sums[r][0] = _mm512_loadu_ps(acc + r * ld_acc);
-    sums[r][1] = _mm512_loadu_ps(acc + r * ld_acc + kStrip);
+    sums[r][0] = clear ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + r * ld_acc);
+    sums[r][1] = clear ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + r * ld_acc + kStrip);
   }
   for (int64_t b = 0; b < blocks; ++b, w += kBlock * kStrip) {
     __m512 dots[kRows][2];
@@ -83,7 +83,8 @@ int bf16_accumulate(const MxTile& tile) {
         for_row_groups(tile.acc + row * tile.ld_acc + col, tile.ld_acc, m, n, edge,
                        [&](auto group, int r, float* out, int64_t ld_out) {
                          bf16_kernel<kFormat, decltype(group)::value>(out, ld_out, a + int64_t(r) * blocks * kBlock,
-                                                                      factor + r, m, w, blocks);
+                                                                      factor + r, m, w, blocks,
+                                                                      tile.clear && first == 0);
                        });
       }
     }

@@ -22,7 +22,11 @@ template <int kFormat>
 inline int accumulate(Isa isa, const MxTile& tile) {
   if (tile.m < 0 || tile.n < 0 || tile.k < 0 || tile.k % kBlock != 0) return kBadArgument;
   if (isa == Isa::kMissing) return kIsaMissing;
-  if (tile.m == 0 || tile.n == 0 || tile.k == 0) return kOk;
+  if (tile.m == 0 || tile.n == 0) return kOk;
+  if (tile.k == 0) {
+    if (tile.clear) clear_sums(tile.acc, tile.ld_acc, tile.m, tile.n);
+    return kOk;
+  }
 #if defined(KF_X86)
   if (isa >= Isa::kAvx512Bf16 && tile.m <= kGemvRows) return gemv_accumulate<kFormat>(tile);
 #endif
@@ -51,10 +55,10 @@ inline int accumulate(Isa isa, const MxTile& tile) {
 }  // namespace kf
 
 // The function that generated code calls for one format of A; a unit holds one.
-#define KF_MX_BLOCK_ACCUMULATE(name, format)                                                                    \
-  int32_t name(float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale, int64_t ld_a_scale, \
-               const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale, int32_t m, int32_t n, \
-               int32_t k) {                                                                                     \
-    const kf::MxTile tile{acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k};      \
-    return kf::accumulate<format>(kf::mx_isa<format>(), tile);                                                  \
+#define KF_MX_BLOCK_ACCUMULATE(name, format)                                                                           \
+  int32_t name(float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale, int64_t ld_a_scale,        \
+               const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale, int32_t m, int32_t n,        \
+               int32_t k, int32_t clear) {                                                                             \
+    const kf::MxTile tile{acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k, clear != 0}; \
+    return kf::accumulate<format>(kf::mx_isa<format>(), tile);                                                         \
   }

@@ -27,15 +27,17 @@ KF_INLINE int32_t largest_scale(const StripRows& rows, int blocks) {
   return kf_i(read_scale(uint8_t(largest_u16(words))));
 }
 
-// acc lanes in `inside` += kRows x one strip. `ahead`: bytes from a strip's codes to the next one's, 0 for the last.
+// acc lanes in `inside` += kRows x one strip; `clear`: from zero. `ahead`: bytes from a strip's codes to the next
+// one's, 0 for the last.
 template <int kFormat, int kRows>
 void gemv_strip(const StripRows& rows, const SlicedRows& a, int blocks, int64_t ahead, __mmask16 inside, float* acc,
-                int64_t ld_acc) {
+                int64_t ld_acc, bool clear) {
   constexpr int kPrefetch = 512;
   const int row_bytes = blocks * (kBlock / 2), lda = blocks * kBlock;
   StripScales scales(rows, blocks);
   __m512 sums[kRows];
-  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_maskz_loadu_ps(inside, acc + r * ld_acc);
+  const __mmask16 kept = clear ? __mmask16(0) : inside;
+  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_maskz_loadu_ps(kept, acc + r * ld_acc);
   for (int b = 0; b < blocks; ++b) {
     if (b % 4 == 0) {
       const int next = b * (kBlock / 2) + kPrefetch;
@@ -87,6 +89,7 @@ int gemv_accumulate(const MxTile& tile) {
   for (int first = 0; first < tile.blocks(); first += chunk) {
     const int blocks = std::min(chunk, tile.blocks() - first);
     rows.blocks = blocks;
+    const bool clear = tile.clear && first == 0;
     const int32_t largest_a = VnniEngine::slice<kFormat>(tile, 0, tile.m, first, blocks, rows);
     for (int col = 0; col < tile.n; col += kStrip) {
       const int n = std::min(kStrip, tile.n - col);
@@ -101,16 +104,16 @@ int gemv_accumulate(const MxTile& tile) {
       float* acc = tile.acc + col;
       switch (tile.m) {
         case 1:
-          gemv_strip<kFormat, 1>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc);
+          gemv_strip<kFormat, 1>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc, clear);
           break;
         case 2:
-          gemv_strip<kFormat, 2>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc);
+          gemv_strip<kFormat, 2>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc, clear);
           break;
         case 3:
-          gemv_strip<kFormat, 3>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc);
+          gemv_strip<kFormat, 3>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc, clear);
           break;
         default:
-          gemv_strip<kFormat, 4>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc);
+          gemv_strip<kFormat, 4>(strip, rows, blocks, ahead, inside, acc, tile.ld_acc, clear);
       }
     }
   }

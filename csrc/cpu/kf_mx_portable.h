@@ -59,6 +59,7 @@ int portable_accumulate(const MxTile& tile) {
   float* fa = scratch.take<float>(rows * chunk);
   float* w = scratch.take<float>(ldq * kStrip);
   float* fw = scratch.take<float>(chunk * kStrip);
+  if (tile.clear) clear_sums(tile.acc, tile.ld_acc, tile.m, tile.n);
   for (int first = 0; first < tile.blocks(); first += chunk) {
     const int blocks = std::min(chunk, tile.blocks() - first);
     for (int row = 0; row < tile.m; row += rows) {

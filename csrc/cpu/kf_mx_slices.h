@@ -37,6 +37,7 @@ struct SlicedPanel {
   uint8_t* codes;  // [2][blocks][kStripBytes]
   float* factor;   // [2][blocks][16]
   int64_t blocks;
+  bool clear;  // the sums start from zero
 };
 
 template <int kFormat>
@@ -155,6 +156,7 @@ int sliced_accumulate(const MxTile& tile) {
   for (int first = 0; first < tile.blocks(); first += chunk) {
     const int blocks = std::min(chunk, tile.blocks() - first);
     rows.blocks = panel.blocks = blocks;
+    panel.clear = tile.clear && first == 0;
     for (int row = 0; row < tile.m; row += row_chunk) {
       const int m = std::min(row_chunk, tile.m - row);
       const int32_t largest_a = Engine::template slice<kFormat>(tile, row, m, first, blocks, rows);

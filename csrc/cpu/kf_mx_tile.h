@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "kf_isa.h"
 #include "kf_scalar.h"
@@ -36,7 +37,7 @@ inline float read_scale(uint8_t byte) {
 
 constexpr int8_t kTwiceE2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-// acc[m,n] += sum over the blocks of k, ascending; see kf_mx_block_accumulate.
+// acc[m,n] += sum over the blocks of k, ascending; `clear`: from zero, without reading acc. See kernelforge_cpu.h.
 struct MxTile {
   float* acc;
   int64_t ld_acc;
@@ -49,11 +50,16 @@ struct MxTile {
   const uint8_t* w_scale;
   int64_t ld_w_scale;
   int m, n, k;
+  bool clear = false;
 
   int blocks() const { return k / kBlock; }
   const uint8_t* w_row(int col) const { return w + col * ldw; }
   const uint8_t* w_scale_row(int col) const { return w_scale + col * ld_w_scale; }
 };
+
+inline void clear_sums(float* acc, int64_t ld_acc, int m, int n) {
+  for (int r = 0; r < m; ++r) std::memset(acc + r * ld_acc, 0, n * sizeof(float));
+}
 
 constexpr int bytes_per_block(int format) { return format == kE2m1 ? 16 : format == kBf16 ? 64 : 32; }
 
@@ -77,6 +83,7 @@ inline MxTile part(const MxTile& t, int row, int m, int col, int n, int block, i
   p.m = m;
   p.n = n;
   p.k = blocks * kBlock;
+  p.clear = t.clear && block == 0;
   return p;
 }
 

@@ -104,8 +104,8 @@ struct VnniEngine {
     const int64_t blocks = rows.blocks, lda = blocks * kBlock;
     __m512 sums[kRows][2];
     for (int r = 0; r < kRows; ++r) {
-      sums[r][0] = _mm512_loadu_ps(acc + r * ld_acc);
-      sums[r][1] = _mm512_loadu_ps(acc + r * ld_acc + kStrip);
+      sums[r][0] = panel.clear ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + r * ld_acc);
+      sums[r][1] = panel.clear ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + r * ld_acc + kStrip);
     }
     for (int64_t b = 0; b < blocks; ++b) {
       const uint8_t* codes0 = panel.codes + b * kStripBytes;

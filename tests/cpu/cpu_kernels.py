@@ -103,3 +103,61 @@ def conditions_that_change(columns=64):
                     Y[bx, 0] = X[bx, c]
 
     return main
+
+
+def whole_tile(start_elsewhere=False, rows=32, columns=16, N=13, K=64):
+    """A product smaller than its tile, and the whole tile stored; on request the sums start at ``out``."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def main(
+        A: T.Tensor((M, K // 2), "uint8"),
+        A_scale: T.Tensor((M, K // 32), "uint8"),
+        W: T.Tensor((N, K // 2), "uint8"),
+        W_scale: T.Tensor((N, K // 32), "uint8"),
+        out: T.Tensor((rows, columns), "float32"),
+    ):
+        with T.Kernel(1, threads=32) as bx:
+            a = T.alloc_shared((rows, K // 2), "uint8")
+            a_scale = T.alloc_shared((rows, K // 32), "uint8")
+            w = T.alloc_shared((columns, K // 2), "uint8")
+            w_scale = T.alloc_shared((columns, K // 32), "uint8")
+            acc = T.alloc_fragment((rows, columns), "float32")
+            T.clear(acc)
+            if start_elsewhere:
+                T.copy(out[bx, 0], acc)
+            T.copy(A[bx, 0], a)
+            T.copy(A_scale[bx, 0], a_scale)
+            T.copy(W[bx, 0], w)
+            T.copy(W_scale[bx, 0], w_scale)
+            mx_block_accumulate(acc, a, a_scale, w, w_scale, "e2m1", K // 32)
+            T.copy(acc, out[bx, 0])
+
+    return main
+
+
+def kept_tiles(why, rows=8, columns=64):
+    """Y = 0.1 * X through a tile that is read again, made row by row, or made of what it replaces."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def main(X: T.Tensor((M, columns), "float32"), Y: T.Tensor((M, columns), "float32")):
+        with T.Kernel(T.ceildiv(M, rows), threads=32) as bx:
+            x = T.alloc_shared((rows, columns), "float32")
+            y = T.alloc_fragment((rows, columns), "float32")
+            T.copy(X[bx * rows, 0], x)
+            if why == "row_by_row":
+                for i in T.Parallel(rows):
+                    for j in T.serial(columns):
+                        y[i, j] = x[i, j] * T.float32(0.1)
+            else:
+                for i, j in T.Parallel(rows, columns):
+                    if why == "in_place":
+                        y[i, j] = Y[bx * rows, columns - 1 - j] * T.float32(0.1)
+                    else:
+                        y[i, j] = x[i, j] * T.float32(0.1)
+            T.copy(y, Y[bx * rows, 0])
+            if why == "read_again":
+                T.copy(y, X[bx * rows, 0])
+
+    return main

@@ -38,8 +38,19 @@ class Library(Protocol):
 
     isas: list[str]
 
-    def mx(self, isa: str, acc: Array, a: Any, a_scale: Any, w: Any, w_scale: Any, k: int, a_format: str) -> int:
-        """acc += A W^T by one engine; returns its status."""
+    def mx(
+        self,
+        isa: str,
+        acc: Array,
+        a: Any,
+        a_scale: Any,
+        w: Any,
+        w_scale: Any,
+        k: int,
+        a_format: str,
+        clear: bool = False,
+    ) -> int:
+        """acc (+)= A W^T by one engine; returns its status."""
 
     def gemm_s8(self, isa: str, c: Array, a: Array, b: Array, trans_b: bool, clear: bool) -> int:
         """c (+)= A B by one engine; returns its status."""
@@ -67,9 +78,20 @@ class Host:
         self.harness = ctypes.CDLL(str(self.path))
         self.isas = [name for name, code in ISAS.items() if self.harness.harness_isa_available(code)]
 
-    def mx(self, isa: str, acc: Array, a: Any, a_scale: Any, w: Any, w_scale: Any, k: int, a_format: str) -> int:
+    def mx(
+        self,
+        isa: str,
+        acc: Array,
+        a: Any,
+        a_scale: Any,
+        w: Any,
+        w_scale: Any,
+        k: int,
+        a_format: str,
+        clear: bool = False,
+    ) -> int:
         operands = flat(acc, a, a_scale, w, w_scale)
-        return self.harness.harness_mx(ISAS[isa], *operands, *acc.shape, k, FORMATS[a_format])
+        return self.harness.harness_mx(ISAS[isa], *operands, *acc.shape, k, FORMATS[a_format], int(clear))
 
     def gemm_s8(self, isa: str, c: Array, a: Array, b: Array, trans_b: bool, clear: bool) -> int:
         sizes = (*c.shape, a.shape[1], int(trans_b), int(clear))
@@ -98,8 +120,19 @@ class Emulated:
     def close(self) -> None:
         self.process.communicate(timeout=60)
 
-    def mx(self, isa: str, acc: Array, a: Any, a_scale: Any, w: Any, w_scale: Any, k: int, a_format: str) -> int:
-        sizes = (*acc.shape, k, FORMATS[a_format], 0)
+    def mx(
+        self,
+        isa: str,
+        acc: Array,
+        a: Any,
+        a_scale: Any,
+        w: Any,
+        w_scale: Any,
+        k: int,
+        a_format: str,
+        clear: bool = False,
+    ) -> int:
+        sizes = (*acc.shape, k, FORMATS[a_format], int(clear))
         return self._ask(self._MX, ISAS[isa], sizes, [acc, a, a_scale, w, w_scale])
 
     def gemm_s8(self, isa: str, c: Array, a: Array, b: Array, trans_b: bool, clear: bool) -> int:

@@ -12,8 +12,8 @@ int32_t harness_current_isa() { return static_cast<int32_t>(kf::current_isa()); 
 
 int32_t harness_mx(int32_t isa, float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale,
                    int64_t ld_a_scale, const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale,
-                   int32_t m, int32_t n, int32_t k, int32_t a_format) {
-  const kf::MxTile tile{acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k};
+                   int32_t m, int32_t n, int32_t k, int32_t a_format, int32_t clear) {
+  const kf::MxTile tile{acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k, clear != 0};
   const auto engine = static_cast<kf::Isa>(isa);
   switch (a_format) {
     case kf::kE2m1:
@@ -29,10 +29,10 @@ int32_t harness_mx(int32_t isa, float* acc, int64_t ld_acc, const void* a, int64
 
 int32_t harness_mx_entry(float* acc, int64_t ld_acc, const void* a, int64_t lda, const void* a_scale,
                          int64_t ld_a_scale, const uint8_t* w, int64_t ldw, const uint8_t* w_scale, int64_t ld_w_scale,
-                         int32_t m, int32_t n, int32_t k, int32_t a_format) {
+                         int32_t m, int32_t n, int32_t k, int32_t a_format, int32_t clear) {
   decltype(&kf_mx_block_accumulate_e2m1) entries[] = {kf_mx_block_accumulate_e2m1, kf_mx_block_accumulate_e4m3_e8m0,
                                                       kf_mx_block_accumulate_e4m3_f32, kf_mx_block_accumulate_bf16};
-  return entries[a_format](acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k);
+  return entries[a_format](acc, ld_acc, a, lda, a_scale, ld_a_scale, w, ldw, w_scale, ld_w_scale, m, n, k, clear);
 }
 
 int32_t harness_gemm_s8(int32_t isa, int32_t* c, int64_t ldc, const int8_t* a, int64_t lda, const int8_t* b,

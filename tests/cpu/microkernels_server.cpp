@@ -55,7 +55,7 @@ int main() {
     int32_t status;
     if (q.what == 0) {
       status = harness_mx(q.isa, x[0].as<float>(), ld[0], x[1].as<void>(), ld[1], x[2].as<void>(), ld[2],
-                          x[3].as<uint8_t>(), ld[3], x[4].as<uint8_t>(), ld[4], q.m, q.n, q.k, q.option);
+                          x[3].as<uint8_t>(), ld[3], x[4].as<uint8_t>(), ld[4], q.m, q.n, q.k, q.option, q.clear);
     } else if (q.what == 1) {
       status = harness_gemm_s8(q.isa, x[0].as<int32_t>(), ld[0], x[1].as<int8_t>(), ld[1], x[2].as<int8_t>(), ld[2],
                                q.m, q.n, q.k, q.option, q.clear);

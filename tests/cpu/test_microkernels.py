@@ -37,11 +37,13 @@ def check(
 ) -> None:
     a, a_scale, w, w_scale = (x if x is None else padded(x, extra) for x in ops)
     start = np.zeros((m, n), np.float32) if acc is None else acc
-    out = padded(start, extra)
-    assert library.mx(isa, out, a, a_scale, w, w_scale, k, a_format) == 0
     want = canonical(reference(a_format, ops[0], ops[1], ops[2], ops[3], start))
-    got = canonical(np.ascontiguousarray(out))
-    assert np.array_equal(got, want), f"{isa} {a_format} {m}x{n}x{k} {label}: {np.argwhere(got != want)[:4]}"
+    for clear in (False, True) if acc is None else (False,):
+        out = padded(np.full((m, n), np.nan, np.float32) if clear else start, extra)
+        assert library.mx(isa, out, a, a_scale, w, w_scale, k, a_format, clear) == 0
+        got = canonical(np.ascontiguousarray(out))
+        where = f"{isa} {a_format} {m}x{n}x{k} {label} clear={clear}"
+        assert np.array_equal(got, want), f"{where}: {np.argwhere(got != want)[:4]}"
 
 
 every_format = pytest.mark.parametrize("a_format", FORMATS)
@@ -357,7 +359,7 @@ def test_bad_arguments_return_a_code(host: Host, m: int, n: int, k: int, a_forma
 def call_entry(
     host: Host, acc: Array, m: int, n: int, k: int, a: Array, a_scale: Array, w: Array, w_scale: Array, a_format: int
 ) -> int:
-    return host.harness.harness_mx_entry(*flat(acc, a, a_scale, w, w_scale), m, n, k, a_format)
+    return host.harness.harness_mx_entry(*flat(acc, a, a_scale, w, w_scale), m, n, k, a_format, 0)
 
 
 @pytest.mark.parametrize("isa", [*ISAS, "sse5"])
@@ -368,7 +370,7 @@ def test_the_environment_chooses_the_engine(host: Host, isa: str) -> None:
         "lib = ctypes.CDLL(sys.argv[1])\n"
         "buf = (ctypes.c_uint8 * 64)(); acc = (ctypes.c_float * 1)()\n"
         "L = ctypes.c_int64(64)\n"
-        "rc = lib.harness_mx_entry(acc, L, buf, L, buf, L, buf, L, buf, L, 1, 1, 32, 0)\n"
+        "rc = lib.harness_mx_entry(acc, L, buf, L, buf, L, buf, L, buf, L, 1, 1, 32, 0, 0)\n"
         "rc8 = lib.harness_gemm_s8_entry(acc, L, buf, L, buf, L, 1, 1, 1, 0, 1)\n"
         "print(lib.harness_current_isa(), rc, rc8)\n"
     )

@@ -21,10 +21,12 @@ from kernelforge.ops.mxfp4_gemm.kernel import mxfp4_gemm
 from kernelforge_cpu import passes
 from kernelforge_cpu.backend import CpuBackend
 from kernelforge_cpu.passes.block_parameters import block_parameters
+from kernelforge_cpu.passes.clear_in_place import clear_in_place
 from kernelforge_cpu.passes.fuse_block_accumulate import fuse_block_accumulate
 from kernelforge_cpu.passes.hoist_conditions import hoist_conditions
 from kernelforge_cpu.passes.host_memory import host_memory
 from kernelforge_cpu.passes.state_block_range import state_block_range
+from kernelforge_cpu.passes.store_results import store_results
 from kernelforge_cpu.passes.take_sliced_dot import MICROKERNEL, take_sliced_dot
 from kernelforge_cpu.passes.unroll_loops import unroll_loops
 
@@ -77,7 +79,9 @@ def test_host_memory_golden() -> None:
 def test_host_memory_puts_large_tiles_into_scratch_memory(tmp_path: Path) -> None:
     function = cpu_kernels.scaled_rows(columns=256, rows=128, tile=256)
     run, lowered = _compile(function, tmp_path)
-    assert [(w.dtype, w.shape) for w in lowered.info.workspaces] == [("float32", (128, 256))] * 2
+    assert [(w.dtype, w.shape) for w in lowered.info.workspaces] == [
+        ("float32", (128, 256))
+    ]  # the result needs no tile
     x = torch.randn(300, 256)
     out = torch.full_like(x, float("nan"))
     run(x, out)
@@ -161,12 +165,67 @@ def test_fuse_block_accumulate_golden() -> None:
         'T.address_of(A_scale[row, T.call_pure_extern("int64", "kf_index", k * 4)]), T.Cast("int64", 8), '
         'T.address_of(W[column, T.call_pure_extern("int64", "kf_index", k * 64)]), T.Cast("int64", 128), '
         'T.address_of(W_scale[column, T.call_pure_extern("int64", "kf_index", k * 4)]), T.Cast("int64", 8), '
-        "T.min(32, M - row), T.min(64, 100 - column), T.min(64, 128 - k * 64) * 2))"
+        "T.min(32, M - row), T.min(64, 100 - column), T.min(64, 128 - k * 64) * 2, 0))"
     ]
     kept = [line for line in _lines(after) if line.startswith("T.copy")]
     assert kept == ["T.copy(T.region(result[0, 0], 1, 32, 64), T.region(out[row, column], 2, 32, 64))"]
     allocated = [line.partition(" ")[0] for line in _lines(after) if "sblock_alloc_buffer" in line]
     assert not {"a", "a_scale", "w", "w_scale"} & set(allocated)
+
+
+def test_clear_in_place_golden() -> None:
+    before = fuse_block_accumulate(mxfp4_gemm(100, 256, 0, "e4m3_e8m0", "float32", 32, 64, 128, 1, 1))
+    removed, added = _changed(before, clear_in_place(before))
+    assert [line for line in removed if "call_extern" not in line] == ["T.fill(T.region(acc[0, 0], 2, 32, 64), 0)"]
+    used, columns = "T.max(T.min(32, M - row), 0)", "T.max(T.min(64, 100 - column), 0)"
+    assert added[:4] == [
+        f"for i, j in T.grid(32 - {used}, 64):",
+        f"acc[{used} + i, j] = T.float32(0.0)",
+        f"for i, j in T.grid({used}, 64 - {columns}):",
+        f"acc[i, {columns} + j] = T.float32(0.0)",
+    ]
+    (call,) = added[4:]
+    assert call.endswith('T.min(64, 128 - k * 64) * 2, T.Cast("int32", k == 0)))')
+
+
+def test_a_sum_that_does_not_start_at_zero_is_not_cleared() -> None:
+    before = fuse_block_accumulate(cpu_kernels.whole_tile(start_elsewhere=True))
+    assert "kf_mx_block_accumulate" in before.script()
+    assert _lines(clear_in_place(before)) == _lines(before)
+
+
+def test_a_cleared_tile_is_zero_beyond_what_is_summed(tmp_path: Path) -> None:
+    run, _ = _compile(cpu_kernels.whole_tile(), tmp_path)
+    rng = np.random.default_rng(0)
+    a, w = (rng.integers(0, 256, (rows, 32), dtype=np.uint8) for rows in (20, 13))
+    a_scale, w_scale = (rng.integers(120, 134, (rows, 2), dtype=np.uint8) for rows in (20, 13))
+    out = torch.full((32, 16), float("nan"))
+    run(*map(torch.from_numpy, (a, a_scale, w, w_scale)), out)
+    wanted = np.zeros((32, 16), np.float32)
+    wanted[:20, :13] = reference.mxfp4_gemm(a, a_scale, w, w_scale, "e2m1", "float32")
+    assert np.array_equal(out.numpy().view(np.int32), wanted.view(np.int32))
+
+
+def test_store_results_golden() -> None:
+    before = cpu_kernels.scaled_rows(columns=60)
+    removed, added = _changed(before, store_results(before))
+    assert removed == [
+        'y = T.sblock_alloc_buffer((8, 8), scope="local.fragment")',
+        "for i in T.parallel(8):",
+        "for j in T.parallel(8):",
+        "y[i, j] = x[i, j] * T.float32(0.10000000000000001)",
+        "T.copy(T.region(y[0, 0], 1, 8, 8), T.region(Y[by * 8, bx * 8], 2, 8, 8))",
+    ]
+    assert added == [
+        "for i, j in T.grid(T.min(8, M - by * 8), T.min(8, 60 - bx * 8)):",
+        "Y[by * 8 + i, bx * 8 + j] = x[i, j] * T.float32(0.10000000000000001)",
+    ]
+
+
+@pytest.mark.parametrize("kernel", ["read_again", "row_by_row", "in_place"])
+def test_a_result_that_is_more_than_stored_keeps_its_tile(kernel: str) -> None:
+    before = cpu_kernels.kept_tiles(kernel)
+    assert _lines(store_results(before)) == _lines(before)
 
 
 def test_a_region_that_cannot_be_taken_keeps_its_body(tmp_path: Path) -> None:

@@ -122,13 +122,13 @@ PROBLEMS = [
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p['M']}-{p['a_format']}")
 def test_every_problem_has_a_valid_schedule(problem):
-    from kernelforge.runtime.tuning import _matches
+    from kernelforge.runtime.tuning import matches
 
     rows = backend.tuning("mxfp4_gemm")
     chosen = next(
         row["set"]
         for row in rows
-        if all(_matches(wanted, problem[name]) for name, wanted in row.get("when", {}).items())
+        if all(matches(wanted, problem[name]) for name, wanted in row.get("when", {}).items())
     )
     assert set(chosen) == {"block_M", "block_N", "block_K", "threads", "num_stages"}
     assert chosen["block_K"] % 128 == 0

@@ -29,7 +29,7 @@ def test_a_row_that_sets_nothing_is_refused():
     ],
 )
 def test_conditions(condition, value, matches):
-    assert tuning._matches(condition, value) is matches
+    assert tuning.matches(condition, value) is matches
 
 
 @pytest.mark.parametrize("op", [spec for spec in specs().values() if spec.kernels], ids=lambda op: op.name)

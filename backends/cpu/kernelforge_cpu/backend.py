@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from kernelforge.backends import Backend, Capabilities, Device, Executable, LaunchInfo, Tool
 from kernelforge.backends.capabilities import EXACT_DOT_BF16, EXACT_DOT_INT8, FP32_IEEE, INT32
 from kernelforge.backends.interface import Pass
-from kernelforge.runtime.tuning import load as load_tuning
 
-from . import compiler
+from . import compiler, schedules
 from .executable import CpuExecutable
 
 
@@ -70,8 +68,7 @@ class CpuBackend(Backend):
         return CpuExecutable(directory / compiler.LIBRARY, info)
 
     def tuning(self, op: str) -> Sequence[Mapping[str, Any]]:
-        table = files(__package__).joinpath("tuning", f"{op}.json")
-        return load_tuning(table.read_text()) if table.is_file() else ()
+        return schedules.rows(op)
 
     def digest_roots(self) -> Sequence[Path]:
         return (Path(__file__).parent, compiler.include_directory())

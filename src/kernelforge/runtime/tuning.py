@@ -25,7 +25,7 @@ def schedule(op: str, device: str, **problem: Any) -> Mapping[str, Any]:
     """
     backend = backends.backend(device.partition(":")[0])
     for row in (*backend.tuning(op), *_own_rows(op)):
-        if all(_matches(condition, problem[name]) for name, condition in row.get("when", {}).items()):
+        if all(matches(condition, problem[name]) for name, condition in row.get("when", {}).items()):
             return dict(row["set"])
     raise LookupError(f"tuning: no schedule of {op} matches {problem} on {device}")
 
@@ -44,7 +44,8 @@ def load(text: str) -> Sequence[Mapping[str, Any]]:
     return rows
 
 
-def _matches(condition: Any, value: Any) -> bool:
+def matches(condition: Any, value: Any) -> bool:
+    """Whether ``value`` is the condition's value, one of its values, or between its ``min`` and ``max``."""
     if isinstance(condition, Mapping):
         return condition.get("min", value) <= value <= condition.get("max", value)
     return value in condition if isinstance(condition, list) else value == condition

@@ -4,11 +4,13 @@ from kernelforge.lowering import pin_fp32
 
 from . import gemm as gemm  # registers the exact-dot gemm with TileLang
 from .block_parameters import block_parameters
+from .clear_in_place import clear_in_place
 from .fuse_attention import fuse_attention
 from .fuse_block_accumulate import fuse_block_accumulate
 from .hoist_conditions import hoist_conditions
 from .host_memory import host_memory
 from .state_block_range import state_block_range
+from .store_results import store_results
 from .take_indexer import take_indexer
 from .take_sliced_dot import take_sliced_dot
 from .unroll_loops import unroll_loops
@@ -18,6 +20,8 @@ PIPELINE = (
     take_indexer,
     take_sliced_dot,
     fuse_block_accumulate,
+    clear_in_place,
+    store_results,
     state_block_range,
     block_parameters,
     unroll_loops,

@@ -39,7 +39,7 @@ def _call(composite: Composite, sources: dict[Any, Source]) -> Any:
     used = a_from.valid(0, rows)
     for limit in composite.operands[5:]:
         used = tirx.min(used, limit)
-    arguments += [used, w_from.valid(0, columns), depth]
+    arguments += [used, w_from.valid(0, columns), depth, tirx.IntImm("int32", 0)]
     microkernel = f"{MICROKERNEL}_{A_FORMATS[composite.parameters['a_format']]}"
     return checked(microkernel, arguments)
 
