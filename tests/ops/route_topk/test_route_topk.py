@@ -84,6 +84,53 @@ def test_scores_are_close_to_their_real_values():
         torch.testing.assert_close(found, real, rtol=1e-6, atol=2.0**-50)
 
 
+def scores_of(logits: torch.Tensor, score: str) -> torch.Tensor:
+    """Scores as torch has them."""
+    if score == "sqrtsoftplus":
+        return torch.nn.functional.softplus(logits).sqrt()
+    return logits.sigmoid() if score == "sigmoid" else logits.softmax(-1)
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("score", conformance.SCORES)
+def test_gradient_is_close_to_that_in_float64(score, renormalize):
+    draw = np.random.default_rng(3)
+    logits = (3 * draw.standard_normal((37, 70))).astype(np.float32)
+    grad = draw.standard_normal((37, 6)).astype(np.float32)
+    chosen, _ = reference.route_topk(logits, None, 6, score, renormalize, 1.5)
+    chosen[0, 1] = chosen[0, 0]  # a hash table may name an expert twice
+    wide = torch.from_numpy(logits).double().requires_grad_()
+    weights = scores_of(wide, score).gather(1, torch.from_numpy(chosen).long())
+    if renormalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    (1.5 * weights).backward(torch.from_numpy(grad).double())
+    found = torch.from_numpy(reference.route_topk_backward(grad, logits, chosen, score, renormalize, 1.5))
+    assert (found - wide.grad).norm() / wide.grad.norm() < 1e-6
+    torch.testing.assert_close(found.double(), wide.grad, rtol=1e-5, atol=1e-6 * wide.grad.abs().max().item())
+
+
+def test_autograd_reaches_the_logits_and_never_the_bias():
+    logits, bias = torch.randn(37, 70, requires_grad=True), torch.randn(70, requires_grad=True)
+    chosen, weights = kf.route_topk(logits, bias, 6, scale=1.5)
+    grad = torch.randn(37, 6)
+    weights.backward(grad)
+    expected = reference.route_topk_backward(
+        grad.numpy(), logits.detach().numpy(), chosen.numpy(), "sqrtsoftplus", True, 1.5
+    )
+    assert logits.grad.numpy().tobytes() == expected.tobytes()
+    assert bias.grad is None
+    assert not chosen.requires_grad
+    unchosen = torch.ones(37, 70, dtype=torch.bool).scatter(1, chosen.long(), torch.zeros_like(weights) > 0)
+    assert (logits.grad[unchosen] == 0).all()
+
+
+def test_a_renormalized_weight_of_nothing_has_no_gradient():
+    logits = torch.full((1, 70), -200.0, requires_grad=True)
+    _, weights = kf.route_topk(logits, None, 6, scale=1.5)
+    weights.backward(torch.ones(1, 6))
+    assert (logits.grad == 0).all()
+
+
 def test_wrong_arguments_are_named():
     logits = torch.randn(4, 70)
     table = torch.zeros((3, 6), dtype=torch.int64)
@@ -109,8 +156,29 @@ def test_wrong_arguments_are_named():
 
 
 def test_registration_passes_torchs_own_check():
+    options = (None, 6, "sqrtsoftplus", True, 1.5, "cpu")
+    torch.library.opcheck(torch.ops.kernelforge.route_topk, (torch.randn(37, 70), torch.randn(70), *options))
     torch.library.opcheck(
         torch.ops.kernelforge.route_topk,
-        (torch.randn(37, 70), torch.randn(70), None, 6, "sqrtsoftplus", True, 1.5, "cpu"),
-        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        (torch.randn(37, 70, requires_grad=True), torch.randn(70), *options),
+        # Not test_aot_dispatch_dynamic, which adds up all outputs in the type of the first, here int32.
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
+    chosen = torch.randint(0, 70, (37, 6), dtype=torch.int32)
+    torch.library.opcheck(
+        torch.ops.kernelforge.route_topk_backward,
+        (torch.randn(37, 6), torch.randn(37, 70), chosen, "sqrtsoftplus", True, 1.5, "cpu"),
+    )
+
+
+def test_gradients_of_a_compiled_function_are_the_same():
+    def gradient(run) -> torch.Tensor:
+        logits = torch.randn(37, 70, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        run(logits)[1].square().sum().backward()
+        return logits.grad
+
+    def route(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return kf.route_topk(logits, None, 6, scale=1.5)
+
+    compiled = torch.compile(route, backend="aot_eager", fullgraph=True)
+    assert torch.equal(gradient(compiled), gradient(route))

@@ -71,13 +71,14 @@ def _full(seed: int) -> Iterator[Problem]:
 
 def kernels(device: str) -> Mapping[str, KernelSpec]:
     """The routers of DeepSeek-V4-Flash."""
-    from .op import BUILDER, NEEDS
+    from .op import BACKWARD, BUILDER, NEEDS
 
     found = {}
     problem = {"experts": 256, "k": 6, "score": "sqrtsoftplus", "renormalize": True, "scale": 1.5}
     tiles = schedule("route_topk", device, tokens=1024, **problem)
     for name, given in (("topk", False), ("hash", True)):
         found[name] = KernelSpec.of(BUILDER, NEEDS, given=given, **problem, **tiles)
+    found["backward"] = KernelSpec.of(BACKWARD, NEEDS, **problem, **tiles)
     return found
 
 
@@ -106,19 +107,35 @@ def operands(problem: Problem) -> Operands:
     return logits, bias, hashed
 
 
+def gradients(problem: Problem) -> dict[str, NDArray[np.float32]]:
+    """Gradients of the weights, by the name of the logits' gradient: ordinary ones, and random bit patterns."""
+    draw = seeded(problem.seed, problem.name, "gradient")
+    shape = (problem.tokens, problem.k)
+    ordinary = draw.standard_normal(shape).astype(np.float32)
+    return {
+        "gradient": ordinary,
+        "gradient of bits": draw.integers(0, 1 << 32, shape, dtype=np.uint32).view(np.float32),
+    }
+
+
 def _expected(problem: Problem) -> Arrays:
     logits, bias, hashed = operands(problem)
     chosen, weights = reference.route_topk(
         logits, bias, problem.k, problem.score, problem.renormalize, problem.scale, hashed
     )
-    return {"experts": chosen, "weights": weights}
+    found = {"experts": chosen, "weights": weights}
+    for name, grad in gradients(problem).items():
+        found[name] = reference.route_topk_backward(
+            grad, logits, chosen, problem.score, problem.renormalize, problem.scale
+        )
+    return found
 
 
 def _run(problem: Problem, device: str) -> Arrays:
     import torch
 
     from ... import backends
-    from .op import route_topk
+    from .op import backward, route_topk
 
     owner, chosen = backends.device(device)
     home = "cpu" if chosen.virtual else owner.tensor_device
@@ -126,8 +143,9 @@ def _run(problem: Problem, device: str) -> Arrays:
     hashing: dict[str, Any] = {}
     if hashed is not None:  # token t is word t
         hashing = {"hash_table": torch.from_numpy(hashed).to(home), "token_ids": torch.arange(problem.tokens).to(home)}
+    scores = torch.from_numpy(logits).to(home)
     experts, weights = route_topk(
-        torch.from_numpy(logits).to(home),
+        scores,
         torch.from_numpy(bias).to(home),
         problem.k,
         score=problem.score,
@@ -136,4 +154,9 @@ def _run(problem: Problem, device: str) -> Arrays:
         backend=device,
         **hashing,
     )
-    return {"experts": experts.cpu().numpy(), "weights": weights.cpu().numpy()}
+    found = {"experts": experts.cpu().numpy(), "weights": weights.cpu().numpy()}
+    for name, grad in gradients(problem).items():
+        given = torch.from_numpy(grad).to(home)
+        options = problem.score, problem.renormalize, problem.scale
+        found[name] = backward(given, scores, experts, *options, device).cpu().numpy()
+    return found

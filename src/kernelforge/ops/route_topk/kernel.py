@@ -34,6 +34,19 @@ def _score(logit, score):
 
 
 @T.macro
+def _scores(logits, first, tokens, score, found):
+    """found[i, e] = the score of token ``first + i``, read; tokens beyond the end have logits of 0."""
+    for i, e in T.Parallel(found.shape[0], found.shape[1]):
+        logit = T.alloc_var("float32")
+        logit = T.float32(0)
+        if first + i < tokens:
+            logit = logits[first + i, e]
+        found[i, e] = read(logit) if score == "softmax" else _score(logit, score)
+    if score == "softmax":
+        _softmax(found)
+
+
+@T.macro
 def _softmax(found):
     """Rows of logits, already read, become their softmax."""
     rows, experts = found.shape
@@ -87,6 +100,17 @@ def _select(rank, chosen):
 
 
 @T.macro
+def _given(index, first, tokens, experts, chosen):
+    """chosen[i, s] = the expert that slot s of token ``first + i`` was given; 0 beyond the end."""
+    for i, s in T.Parallel(chosen.shape[0], chosen.shape[1]):
+        expert = T.alloc_var("int32")
+        expert = 0
+        if first + i < tokens:
+            expert = index[first + i, s]
+        chosen[i, s] = T.max(T.min(expert, experts - 1), 0)
+
+
+@T.macro
 def _weigh(found, chosen, first, tokens, renormalize, scale, weight):
     for i in T.Parallel(found.shape[0]):
         total = T.alloc_var("float32")
@@ -128,21 +152,9 @@ def route_topk(experts, k, score, renormalize, scale, given, block_T, threads):
         with T.Kernel(T.ceildiv(tokens, block_T), threads=threads) as bx:
             found = T.alloc_shared((block_T, experts), "float32")
             chosen = T.alloc_shared((block_T, k), "int32")
-            for i, e in T.Parallel(block_T, experts):
-                logit = T.alloc_var("float32")
-                logit = T.float32(0)
-                if bx * block_T + i < tokens:
-                    logit = logits[bx * block_T + i, e]
-                found[i, e] = read(logit) if score == "softmax" else _score(logit, score)
-            if score == "softmax":
-                _softmax(found)
+            _scores(logits, bx * block_T, tokens, score, found)
             if given:
-                for i, s in T.Parallel(block_T, k):
-                    expert = T.alloc_var("int32")
-                    expert = 0
-                    if bx * block_T + i < tokens:
-                        expert = index[bx * block_T + i, s]
-                    chosen[i, s] = T.max(T.min(expert, experts - 1), 0)
+                _given(index, bx * block_T, tokens, experts, chosen)
             else:
                 rank = T.alloc_shared((block_T, experts), "int32")
                 for i, e in T.Parallel(block_T, experts):
@@ -152,5 +164,96 @@ def route_topk(experts, k, score, renormalize, scale, given, block_T, threads):
                     if bx * block_T + i < tokens:
                         index[bx * block_T + i, s] = chosen[i, s]
             _weigh(found, chosen, bx * block_T, tokens, renormalize, scale, weight)
+
+    return main
+
+
+@T.macro
+def _slope(logit, found, score):
+    """Derivative of a score by its logit, read."""
+    x = T.alloc_var("float32")
+    y = T.alloc_var("float32")
+    x = read(logit)
+    if score == "sigmoid":
+        y = found * read(sigmoid(T.float32(0) - x))
+    else:
+        y = read(softplus(x))
+        x = (sigmoid(x) * T.float32(0.5)) * rsqrt(y)
+        y = T.if_then_else(y == T.float32(0), T.float32(0), x)
+    return read(y)
+
+
+@T.macro
+def _slot_gradients(found, chosen, grad, first, tokens, renormalize, scale, of_score):
+    """of_score[i, s] = the gradient of the score in slot s of token ``first + i``, from that of its weight."""
+    slots = chosen.shape[1]
+    for i in T.Parallel(found.shape[0]):
+        total = T.alloc_var("float32")
+        factor = T.alloc_var("float32")
+        common = T.alloc_var("float32")
+        value = T.alloc_var("float32")
+        total = T.float32(0)
+        for s in T.serial(slots):
+            total = total + found[i, chosen[i, s]]
+        factor = recip(total)
+        common = T.float32(0)
+        for s in T.serial(slots):
+            value = T.float32(0)
+            if first + i < tokens:
+                value = grad[first + i, s]
+            value = read(read(value) * T.float32(scale))
+            of_score[i, s] = value
+            if renormalize:
+                common = common + read(value * read(found[i, chosen[i, s]] * factor))
+        if renormalize:
+            for s in T.serial(slots):
+                value = read(of_score[i, s] - common) * factor
+                of_score[i, s] = T.if_then_else(total == T.float32(0), T.float32(0), read(value))
+
+
+def route_topk_backward(experts, k, score, renormalize, scale, block_T, threads):
+    """Gradient of the logits from that of the weights; the scores are computed again.
+
+    Args: as in :func:`route_topk`.
+    """
+    tokens = T.dynamic("tokens")
+
+    @T.prim_func
+    def main(
+        grad: T.Tensor((tokens, k), "float32"),
+        logits: T.Tensor((tokens, experts), "float32"),
+        index: T.Tensor((tokens, k), "int32"),
+        logits_grad: T.Tensor((tokens, experts), "float32"),
+    ):
+        with T.Kernel(T.ceildiv(tokens, block_T), threads=threads) as bx:
+            found = T.alloc_shared((block_T, experts), "float32")
+            chosen = T.alloc_shared((block_T, k), "int32")
+            of_score = T.alloc_shared((block_T, k), "float32")
+            inner = T.alloc_shared((block_T,), "float32")
+            _scores(logits, bx * block_T, tokens, score, found)
+            _given(index, bx * block_T, tokens, experts, chosen)
+            _slot_gradients(found, chosen, grad, bx * block_T, tokens, renormalize, scale, of_score)
+            for i in T.Parallel(block_T):
+                total = T.alloc_var("float32")
+                total = T.float32(0)
+                if score == "softmax":
+                    for s in T.serial(k):
+                        total = total + read(of_score[i, s] * found[i, chosen[i, s]])
+                inner[i] = total
+            for i, e in T.Parallel(block_T, experts):
+                value = T.alloc_var("float32")
+                taken = T.alloc_var("int32")
+                value = T.float32(0)
+                taken = 0
+                for s in T.serial(k):
+                    if chosen[i, s] == e:
+                        value = value + of_score[i, s]
+                        taken = 1
+                if score == "softmax":
+                    value = read(value - inner[i]) * found[i, e]
+                elif taken == 1:
+                    value = read(value) * _slope(logits[T.min(bx * block_T + i, tokens - 1), e], found[i, e], score)
+                if bx * block_T + i < tokens:
+                    logits_grad[bx * block_T + i, e] = T.reinterpret(_canonical(value), "float32")
 
     return main

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
 from ...backends import Executable
 from ...backends.capabilities import FP32_IEEE, INT32
 from ...runtime import KernelSpec, executable, schedule
-from ..support import Meta, choose_device, define, expect, meta, require_numerics, require_tensor
+from ..support import LIBRARY, Meta, choose_device, define, expect, meta, require_numerics, require_tensor
 
 SCORES = ("sqrtsoftplus", "sigmoid", "softmax")
 NEEDS = frozenset({FP32_IEEE, INT32})
 BUILDER = "kernelforge.ops.route_topk.kernel:route_topk"
+BACKWARD = "kernelforge.ops.route_topk.kernel:route_topk_backward"
 _SCALES = (2.0**-20, 2.0**20)
 
 
@@ -30,7 +32,8 @@ def route_topk(
     numerics: str = "exact",
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose k experts for each token and weigh them.
+    """Choose k experts for each token and weigh them. The weights are differentiable in ``scores``; ``bias`` has no
+    gradient, as it takes no part in them.
 
     Args:
         scores: the router's logits, float32 [T, E].
@@ -159,3 +162,70 @@ _route = define(
     _impl,
     _fake,
 )
+
+
+@functools.lru_cache(maxsize=1024)
+def _backward_kernel(
+    grad: Meta, scores: Meta, chosen: Meta, score: str, renormalize: bool, scale: float, backend: str | None
+) -> Executable | None:
+    scores = expect("scores", scores, (torch.float32,), ("T", "E"), scores.device)
+    tokens, experts = scores.shape
+    chosen = expect("chosen", chosen, (torch.int32,), (tokens, "k"), scores.device)
+    expect("grad", grad, (torch.float32,), tuple(chosen.shape), scores.device)
+    device = choose_device(backend, scores.device)
+    if tokens == 0:
+        return None
+    problem = {"experts": experts, "k": chosen.shape[1], "score": score, "renormalize": renormalize, "scale": scale}
+    tiles = schedule("route_topk", device, tokens=tokens, **problem)
+    return executable(KernelSpec.of(BACKWARD, NEEDS, **problem, **tiles), device)
+
+
+def _backward_impl(
+    grad: torch.Tensor,
+    scores: torch.Tensor,
+    chosen: torch.Tensor,
+    score: str,
+    renormalize: bool,
+    scale: float,
+    backend: str | None,
+) -> torch.Tensor:
+    described: list[Any] = [meta(tensor) for tensor in (grad, scores, chosen)]
+    run = _backward_kernel(*described, score, renormalize, scale, backend)
+    out = torch.empty_like(scores)
+    if run is not None:
+        run(grad, scores, chosen, out)
+    return out
+
+
+def _backward_fake(
+    grad: torch.Tensor,
+    scores: torch.Tensor,
+    chosen: torch.Tensor,
+    score: str,
+    renormalize: bool,
+    scale: float,
+    backend: str | None,
+) -> torch.Tensor:
+    return torch.empty_like(scores)
+
+
+backward = define(
+    "route_topk_backward(Tensor grad, Tensor scores, Tensor chosen, str score, bool renormalize, float scale, "
+    "str? backend) -> Tensor",
+    _backward_impl,
+    _backward_fake,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    scores, _, _, _, *ctx.options = inputs
+    ctx.mark_non_differentiable(output[0])
+    ctx.save_for_backward(scores, output[0])
+
+
+def _gradient(ctx: Any, _: torch.Tensor | None, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    found = backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
+    return found, None, None, None, None, None, None, None
+
+
+torch.library.register_autograd("kernelforge::route_topk", _gradient, setup_context=_save, lib=LIBRARY)

@@ -54,9 +54,7 @@ def weights(found: Float32, chosen: Indices, renormalize: bool, scale: float) ->
     slots = np.take_along_axis(found, chosen.astype(np.int64), -1)
     with np.errstate(all="ignore"):
         if renormalize:
-            total = np.zeros(slots.shape[0], np.float32)
-            for slot in range(slots.shape[1]):
-                total = total + slots[:, slot]
+            total = _added(slots)
             shares = slots * recip(total)[:, None]
             slots = mx.flush(np.where(total[:, None] == 0, np.float32(0), shares))
         return bf16.canonical(slots * np.float32(scale))
@@ -77,3 +75,54 @@ def route_topk(
         with np.errstate(all="ignore"):
             chosen = select(found if bias is None else found + mx.flush(bias), k)
     return chosen, weights(found, chosen, renormalize, scale)
+
+
+def _added(terms: Float32) -> Float32:
+    """float32 [T]: the columns of [T, k] added ascending from +0."""
+    total = np.zeros(terms.shape[0], np.float32)
+    for slot in range(terms.shape[1]):
+        total = total + terms[:, slot]
+    return total
+
+
+def slopes(logits: Float32, found: Float32, score: str) -> Float32:
+    """Derivatives of ``sqrtsoftplus`` or ``sigmoid`` scores by their logits, [T, E], read by C1.
+
+    sigmoid(-x) is what 1 - sigmoid(x) would be without its cancellation.
+    """
+    x = mx.flush(logits)
+    if score == "sigmoid":
+        return mx.flush(found * mx.flush(sigmoid(-x)))
+    y = mx.flush(softplus(x))
+    return mx.flush(np.where(y == 0, np.float32(0), (sigmoid(x) * np.float32(0.5)) * rsqrt(y)))
+
+
+def route_topk_backward(
+    grad: Float32, logits: Float32, chosen: Indices, score: str, renormalize: bool, scale: float
+) -> Float32:
+    """Gradient of the logits [T, E] from that of the weights of the experts ``chosen`` [T, k].
+
+    An expert in several slots gets their sum, ascending from +0. Without a slot it gets +0, but for ``softmax``.
+    """
+    with np.errstate(all="ignore"):
+        found = scores(logits, score)
+        slots = np.take_along_axis(found, chosen.astype(np.int64), -1)
+        of_score = mx.flush(mx.flush(grad) * np.float32(scale))
+        if renormalize:
+            total = _added(slots)
+            factor = recip(total)[:, None]
+            common = _added(mx.flush(of_score * mx.flush(slots * factor)))
+            shares = mx.flush(mx.flush(of_score - common[:, None]) * factor)
+            of_score = np.where(total[:, None] == 0, np.float32(0), shares)
+        summed = np.zeros_like(found)
+        taken = np.zeros(found.shape, bool)
+        token = np.arange(found.shape[0])
+        for slot in range(chosen.shape[1]):
+            summed[token, chosen[:, slot]] = summed[token, chosen[:, slot]] + of_score[:, slot]
+            taken[token, chosen[:, slot]] = True
+        if score == "softmax":
+            inner = _added(mx.flush(of_score * slots))
+            result = mx.flush(summed - inner[:, None]) * found
+        else:
+            result = np.where(taken, mx.flush(summed) * slopes(logits, found, score), np.float32(0))
+    return bf16.canonical(result)
