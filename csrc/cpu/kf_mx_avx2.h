@@ -10,6 +10,7 @@ namespace kf {
 namespace {
 
 struct Avx2Engine {
+  static constexpr bool kEvenRows = true;
   static constexpr int kOffset = 12;
 
   template <int kFormat>

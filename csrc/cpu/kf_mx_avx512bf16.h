@@ -80,12 +80,12 @@ int bf16_accumulate(const MxTile& tile) {
           if (status != kOk) return status;
           continue;
         }
-        for_row_groups(tile.acc + row * tile.ld_acc + col, tile.ld_acc, m, n, edge,
-                       [&](auto group, int r, float* out, int64_t ld_out) {
-                         bf16_kernel<kFormat, decltype(group)::value>(out, ld_out, a + int64_t(r) * blocks * kBlock,
-                                                                      factor + r, m, w, blocks,
-                                                                      tile.clear && first == 0);
-                       });
+        for_row_groups<false>(tile.acc + row * tile.ld_acc + col, tile.ld_acc, m, n, edge,
+                              [&](auto group, int r, float* out, int64_t ld_out) {
+                                bf16_kernel<kFormat, decltype(group)::value>(
+                                    out, ld_out, a + int64_t(r) * blocks * kBlock, factor + r, m, w, blocks,
+                                    tile.clear && first == 0);
+                              });
       }
     }
   }

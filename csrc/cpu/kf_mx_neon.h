@@ -9,6 +9,7 @@ namespace kf {
 namespace {
 
 struct NeonEngine {
+  static constexpr bool kEvenRows = true;
   static constexpr int kOffset = 0;
 
   template <int kFormat>

@@ -101,14 +101,23 @@ KF_INLINE int32_t unpack_strip(const MxTile& tile, int col, int n, int first, in
   return largest.bits;
 }
 
-// Calls body(std::integral_constant<int, rows>, first row, acc, ld_acc) for groups of 6, 4, 2 or 1 of the m rows.
+// Rows of the next group when `m` are left. With kEven, groups of 6, 4, 2 or 1; else as few groups as there can be, of
+// about the same height: a kernel of two rows takes nearly the time of one of four.
+template <bool kEven>
+KF_INLINE int group_rows(int m) {
+  if (kEven) return m >= 6 ? 6 : m >= 4 ? 4 : m >= 2 ? 2 : 1;
+  const int groups = (m + kPanelRows - 1) / kPanelRows;
+  return (m + groups - 1) / groups;
+}
+
+// Calls body(std::integral_constant<int, rows>, first row, acc, ld_acc) for groups of the m rows.
 // Narrow panels (n < kPanel) are computed in `edge` [kPanelRows][kPanel], so kernels always see full ones.
-template <class Body>
+template <bool kEven, class Body>
 KF_INLINE void for_row_groups(float* acc, int64_t ld_acc, int m, int n, float* edge, const Body& body) {
   const bool full = n == kPanel;
   const size_t bytes = n * sizeof(float);
   for (int r = 0, rows; r < m; r += rows) {
-    rows = m - r >= 6 ? 6 : m - r >= 4 ? 4 : m - r >= 2 ? 2 : 1;
+    rows = group_rows<kEven>(m - r);
     float* home = acc + r * ld_acc;
     float* out = full ? home : edge;
     const int64_t ld_out = full ? ld_acc : kPanel;
@@ -117,8 +126,14 @@ KF_INLINE void for_row_groups(float* acc, int64_t ld_acc, int m, int n, float* e
       case 6:
         body(std::integral_constant<int, 6>(), r, out, ld_out);
         break;
+      case 5:
+        if constexpr (!kEven) body(std::integral_constant<int, 5>(), r, out, ld_out);
+        break;
       case 4:
         body(std::integral_constant<int, 4>(), r, out, ld_out);
+        break;
+      case 3:
+        if constexpr (!kEven) body(std::integral_constant<int, 3>(), r, out, ld_out);
         break;
       case 2:
         body(std::integral_constant<int, 2>(), r, out, ld_out);
@@ -130,8 +145,9 @@ KF_INLINE void for_row_groups(float* acc, int64_t ld_acc, int m, int n, float* e
   }
 }
 
-// Runs `Engine` over the tile. Engine has: kOffset; slice<kFormat>(tile, row, m, first, blocks, rows) and
-// unpack(tile, col, n, first, blocks, codes, factors) -> largest factor's bits; kernel<kFormat, kRows>(...).
+// Runs `Engine` over the tile. Engine has: kOffset; kEvenRows, whether its kernel takes pairs of rows;
+// slice<kFormat>(tile, row, m, first, blocks, rows) and unpack(tile, col, n, first, blocks, codes, factors) -> largest
+// factor's bits; kernel<kFormat, kRows>(...).
 template <class Engine, int kFormat>
 int sliced_accumulate(const MxTile& tile) {
   constexpr int kChunk = 32, kRowChunk = 256;
@@ -172,10 +188,10 @@ int sliced_accumulate(const MxTile& tile) {
           if (status != kOk) return status;
           continue;
         }
-        for_row_groups(tile.acc + row * tile.ld_acc + col, tile.ld_acc, m, n, edge,
-                       [&](auto group, int r, float* out, int64_t ld_out) {
-                         Engine::template kernel<kFormat, decltype(group)::value>(out, ld_out, rows.from(r), panel);
-                       });
+        const auto group_kernel = [&](auto group, int r, float* out, int64_t ld_out) {
+          Engine::template kernel<kFormat, decltype(group)::value>(out, ld_out, rows.from(r), panel);
+        };
+        for_row_groups<Engine::kEvenRows>(tile.acc + row * tile.ld_acc + col, tile.ld_acc, m, n, edge, group_kernel);
       }
     }
   }

@@ -41,6 +41,8 @@ KF_INLINE __m512 add_term(__m512 acc, __m512i integer, __m512 scale) {
 }
 
 struct VnniEngine {
+  static constexpr bool kEvenRows = false;
+
   template <int kFormat>
   static KF_INLINE float slice_one(const MxTile& tile, int row, int block, const SlicedRows& out, int64_t at) {
     __m128i* lo = reinterpret_cast<__m128i*>(out.lo + at * kBlock);

@@ -40,7 +40,7 @@ def _show(out: Console, outcome: Outcome) -> None:
     from ..demo.run import SLICE
     from .terminal import table
 
-    M, N, K = outcome.shape
+    _, N, K = outcome.shape
     out.print()
     out.print(f"[bold]{outcome.model}[/]: {outcome.sentences} sentences, {outcome.tokens} tokens", highlight=False)
     out.print(
@@ -69,14 +69,22 @@ def _show(out: Console, outcome: Outcome) -> None:
     out.print()
 
     times_shown = ("kernelforge ms", "torch bf16 ms", "torch dequantize + matmul ms", "x bf16", "x dequantize + matmul")
-    title = f"time on the CPU: {M} tokens, N={N}, K={K}, medians of one run"
-    made = table(title, "mode", *times_shown, right=times_shown)
-    for mode_result in outcome.modes:
-        ours, torch_bf16, dequantize = mode_result.milliseconds
-        times = (ours, torch_bf16, dequantize)
-        ratios = (torch_bf16 / ours, dequantize / ours)
-        made.add_row(mode_result.mode, *(f"{t:.3f}" for t in times), *(f"{r:.2f}" for r in ratios))
-    out.print(made, "")
+    title = f"time on the CPU: both products of the layer (N={N}, K={K} and back), medians of one run"
+    made = table(title, "tokens", "mode", *times_shown, right=times_shown)
+    for times in zip(*(mode_result.times for mode_result in outcome.modes), strict=True):
+        first = f"{times[0].tokens}, {times[0].batch}"
+        for mode_result, taken in zip(outcome.modes, times, strict=True):
+            shown_times = (taken.kernelforge, taken.torch, taken.dequantize)
+            ratios = (taken.torch / taken.kernelforge, taken.dequantize / taken.kernelforge)
+            made.add_row(first, mode_result.mode, *(f"{t:.3f}" for t in shown_times), *(f"{r:.2f}" for r in ratios))
+            first = ""
+        made.add_section()
+    out.print(made)
+    out.print(
+        "  x: torch's time over kernelforge's. torch bf16: weights dequantized beforehand, "
+        f"{outcome.float_bytes / 2 / outcome.packed_bytes:.1f} times the memory.\n",
+        highlight=False,
+    )
 
     costs = ("error of the layer", "mean cosine", "least cosine", "same nearest sentence")
     made = table("what quantization costs: against the float32 model", "mode", *costs, right=costs)
