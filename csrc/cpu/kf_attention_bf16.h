@@ -32,21 +32,23 @@ struct Bf16RowSums {
   }
 };
 
-// Eight rows [.][ld] of bfloat16 times two strips of 16 columns, `groups` pairs deep.
-KF_INLINE void bf16_tile(const uint16_t* a, int64_t ld, const int8_t* b, int64_t strip, int groups,
-                         __m512 out[kBf16Rows][2]) {
+// Eight rows of pairs of bfloat16, `step` words apart, times two strips of 16 columns, `groups` pairs deep.
+KF_INLINE void bf16_tile(const uint16_t* const rows[kBf16Rows], int64_t step, const int8_t* b, int64_t strip,
+                         int groups, __m512 out[kBf16Rows][2]) {
   Bf16RowSums r0, r1, r2, r3, r4, r5, r6, r7;
-  for (int64_t g = 0; g < groups; ++g) {
-    const __m512i b0 = _mm512_load_si512(b + g * 64), b1 = _mm512_load_si512(b + strip + g * 64);
-    const uint16_t* at = a + 2 * g;
-    r0.add(at, b0, b1);
-    r1.add(at + ld, b0, b1);
-    r2.add(at + 2 * ld, b0, b1);
-    r3.add(at + 3 * ld, b0, b1);
-    r4.add(at + 4 * ld, b0, b1);
-    r5.add(at + 5 * ld, b0, b1);
-    r6.add(at + 6 * ld, b0, b1);
-    r7.add(at + 7 * ld, b0, b1);
+  const uint16_t *a0 = rows[0], *a1 = rows[1], *a2 = rows[2], *a3 = rows[3];
+  const uint16_t *a4 = rows[4], *a5 = rows[5], *a6 = rows[6], *a7 = rows[7];
+  int64_t at = 0;
+  for (const int8_t* const end = b + int64_t(groups) * 64; b != end; b += 64, at += step) {
+    const __m512i b0 = _mm512_load_si512(b), b1 = _mm512_load_si512(b + strip);
+    r0.add(a0 + at, b0, b1);
+    r1.add(a1 + at, b0, b1);
+    r2.add(a2 + at, b0, b1);
+    r3.add(a3 + at, b0, b1);
+    r4.add(a4 + at, b0, b1);
+    r5.add(a5 + at, b0, b1);
+    r6.add(a6 + at, b0, b1);
+    r7.add(a7 + at, b0, b1);
   }
   r0.finish(out[0]);
   r1.finish(out[1]);
@@ -70,86 +72,96 @@ inline void pack_value_pairs(const uint16_t* first, const uint16_t* second, int 
   }
 }
 
+// Strips of 16 heads' queries as pairs: [heads / 16][width / 2][16 heads][2]; `group` holds 16 rows.
+inline void pack_queries(const AttentionChunk& x, int heads, uint16_t* group, int8_t* out) {
+  for (int first = 0; first < heads; first += 16) {
+    for (int64_t k = 0; k < int64_t(16) * x.width; k += 16) {
+      const int64_t from = int64_t(first) * x.width + k;
+      __m256i words = _mm256_setzero_si256();
+      if (from < int64_t(x.heads) * x.width) {
+        const __m512i high = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x.q_high + from)));
+        const __m512i low = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x.q_low + from)));
+        words = bf16_words(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low)));
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(group + k), words);
+    }
+    pack_keys(reinterpret_cast<const int8_t*>(group), 2 * x.width, out + int64_t(first) * 2 * x.width);
+  }
+}
+
+// Entries are rows of the scores, heads their columns: so keys are read where they lie, and a vector holds 16 heads.
 inline int attention_chunk_bf16(const AttentionChunk& x) {
   int at[kChunk];
-  const int n = x.visible(at), heads = x.heads, width = x.width;
+  const int n = x.visible(at), width = x.width;
   if (n == 0) return kOk;
-  const int columns = (n + 31) / 32 * 32;
-  const int64_t key_strip = int64_t(width) * 32, value_strip = int64_t(columns) * 32;
+  const int columns = (n + 31) / 32 * 32, heads = (x.heads + 31) / 32 * 32;
+  const int64_t query_strip = int64_t(width) * 32, value_strip = int64_t(columns) * 32;
   Scratch& scratch = thread_scratch();
-  const size_t entry_bytes = 2 * size_t(columns) * width;
-  if (!scratch.reserve(2 * entry_bytes + 32 * width + heads * (2 * width + 6 * columns + 32) + 16 * 64)) {
-    return kOutOfMemory;
-  }
-  uint16_t* q = scratch.take<uint16_t>(heads * width);
+  const size_t bytes = size_t(2) * width * (heads + columns + 17) + size_t(6) * heads * columns + 16 * heads;
+  if (!scratch.reserve(bytes + 16 * 64)) return kOutOfMemory;
+  int8_t* q = scratch.take<int8_t>(2 * heads * width);
+  int8_t* values = scratch.take<int8_t>(2 * columns * width);
   uint16_t* group = scratch.take<uint16_t>(16 * width);
-  int8_t* keys = scratch.take<int8_t>(entry_bytes);
-  int8_t* values = scratch.take<int8_t>(entry_bytes);
-  float* scores = scratch.take<float>(heads * columns);
-  uint16_t* p = scratch.take<uint16_t>(heads * columns);
+  uint16_t* zeros = scratch.take<uint16_t>(width);
+  float* scores = scratch.take<float>(heads * columns);   // [columns][heads]
+  uint16_t* p = scratch.take<uint16_t>(heads * columns);  // [columns / 2][heads][2]
   float* chunk_m = scratch.take<float>(heads);
   float* chunk_l = scratch.take<float>(heads);
   float* kept = scratch.take<float>(heads);
   float* added = scratch.take<float>(heads);
-  for (int64_t k = 0; k < int64_t(heads) * width; k += 16) {
-    const __m512i high = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x.q_high + k)));
-    const __m512i low = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x.q_low + k)));
-    const __m512 window = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + k), bf16_words(window));
-  }
-  for (int first = 0; first < columns; first += 16) {
-    for (int r = 0; r < 16; ++r) {
-      if (first + r < n) {
-        std::memcpy(group + r * width, x.row(at[first + r]), 2 * width);
-      } else {
-        std::memset(group + r * width, 0, 2 * width);
-      }
-    }
-    pack_keys(reinterpret_cast<const int8_t*>(group), 2 * width, keys + first / 16 * key_strip);
-    for (int r = 0; r < 16; r += 2) {
-      pack_value_pairs(group + r * width, group + (r + 1) * width, width, values + (first + r) * 32, value_strip);
-    }
-  }
-  for (int c = 0; c < columns; c += 32) {
-    for (int i = 0; i < heads; i += kBf16Rows) {
+  std::memset(zeros, 0, 2 * width);
+  const uint16_t* entry[kChunk];
+  for (int j = 0; j < columns; ++j) entry[j] = j < n ? x.row(at[j]) : zeros;
+  pack_queries(x, heads, group, q);
+  for (int j = 0; j < columns; j += 2) pack_value_pairs(entry[j], entry[j + 1], width, values + j * 32, value_strip);
+  for (int j = 0; j < columns; j += kBf16Rows) {
+    for (int i = 0; i < heads; i += 32) {
       __m512 total[kBf16Rows][2];
-      bf16_tile(q + i * width, width, keys + c / 16 * key_strip, key_strip, width / 2, total);
+      bf16_tile(entry + j, 2, q + i / 16 * query_strip, query_strip, width / 2, total);
       for (int r = 0; r < kBf16Rows; ++r) {
-        const int e = x.q_exponent[i + r];
-        const __m512 unit = _mm512_set1_ps(e == kUnusable ? kf_f(kNanBits) : power_of_two(e - 15));
-        for (int s = 0; s < 2; ++s) {
-          const __m512 dot = _mm512_mul_ps(total[r][s], unit);
-          _mm512_store_ps(scores + (i + r) * columns + c + 16 * s, _mm512_mul_ps(dot, _mm512_set1_ps(x.factor)));
-        }
+        _mm512_store_ps(scores + (j + r) * heads + i, total[r][0]);
+        _mm512_store_ps(scores + (j + r) * heads + i + 16, total[r][1]);
       }
     }
   }
-  for (int i = 0; i < heads; ++i) {
-    const float* t = scores + i * columns;
+  for (int i = 0; i < heads; i += 16) {
+    alignas(64) float unit[16];
+    for (int r = 0; r < 16; ++r) {
+      const int e = i + r < x.heads ? x.q_exponent[i + r] : 0;
+      unit[r] = e == kUnusable ? kf_f(kNanBits) : power_of_two(e - 15);
+    }
+    const __m512 units = _mm512_load_ps(unit), factor = _mm512_set1_ps(x.factor);
     __m512 top = _mm512_set1_ps(-kLargestScore);
     __mmask16 unusable = 0;
-    for (int j = 0; j < n; j += 16) {
-      const __mmask16 inside = n - j >= 16 ? 0xFFFF : (1 << (n - j)) - 1;
-      const __m512 here = _mm512_load_ps(t + j);
-      unusable |= _mm512_mask_cmp_ps_mask(inside, _mm512_sub_ps(here, here), _mm512_setzero_ps(), _CMP_NEQ_UQ);
-      top = _mm512_mask_max_ps(top, inside, top, here);
+    for (int j = 0; j < n; ++j) {
+      const __m512 t = _mm512_mul_ps(_mm512_mul_ps(_mm512_load_ps(scores + j * heads + i), units), factor);
+      unusable |= _mm512_cmp_ps_mask(_mm512_sub_ps(t, t), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      top = _mm512_max_ps(top, t);
+      _mm512_store_ps(scores + j * heads + i, t);
     }
-    chunk_m[i] = unusable ? 0.0f : _mm512_reduce_max_ps(top);
+    top = _mm512_mask_mov_ps(top, unusable, _mm512_setzero_ps());
     __m512 total = _mm512_setzero_ps();
-    for (int j = 0; j < columns; j += 16) {
-      const __mmask16 inside = n - j >= 16 ? 0xFFFF : n <= j ? 0 : (1 << (n - j)) - 1;
-      const __m512 d = _mm512_maskz_sub_ps(inside, _mm512_load_ps(t + j), _mm512_set1_ps(chunk_m[i]));
-      const __m512 weight = _mm512_maskz_mov_ps(inside, exp2_of_nonpositive16(d));
-      total = _mm512_add_ps(total, weight);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(p + i * columns + j), bf16_words(weight));
+    for (int j = 0; j < columns; j += 2) {
+      __m512i words[2];
+      for (int k = 0; k < 2; ++k) {
+        const __m512 d = _mm512_sub_ps(_mm512_load_ps(scores + (j + k) * heads + i), top);
+        const __m512 weight = j + k < n ? exp2_of_nonpositive16(d) : _mm512_setzero_ps();
+        total = _mm512_add_ps(total, weight);
+        words[k] = _mm512_cvtepu16_epi32(bf16_words(weight));
+      }
+      _mm512_store_si512(p + int64_t(j) * heads + 2 * i, _mm512_or_si512(words[0], _mm512_slli_epi32(words[1], 16)));
     }
-    chunk_l[i] = unusable ? kf_f(kNanBits) : _mm512_reduce_add_ps(total) * kWeightOne;
+    const __m512 sum = _mm512_mul_ps(total, _mm512_set1_ps(kWeightOne));
+    _mm512_store_ps(chunk_m + i, top);
+    _mm512_store_ps(chunk_l + i, _mm512_mask_mov_ps(sum, unusable, _mm512_set1_ps(kf_f(kNanBits))));
   }
   merge_factors(x, chunk_m, chunk_l, kept, added);
   for (int d = 0; d < width; d += 32) {
-    for (int i = 0; i < heads; i += kBf16Rows) {
+    for (int i = 0; i < x.heads; i += kBf16Rows) {
       __m512 total[kBf16Rows][2];
-      bf16_tile(p + i * columns, columns, values + d / 16 * value_strip, value_strip, columns / 2, total);
+      const uint16_t* rows[kBf16Rows];
+      for (int r = 0; r < kBf16Rows; ++r) rows[r] = p + 2 * (i + r);
+      bf16_tile(rows, 2 * heads, values + d / 16 * value_strip, value_strip, columns / 2, total);
       for (int r = 0; r < kBf16Rows; ++r) {
         const __m512 a = _mm512_set1_ps(kept[i + r]), b = _mm512_set1_ps(added[i + r] * kWeightOne);
         for (int s = 0; s < 2; ++s) {
