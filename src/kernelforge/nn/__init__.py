@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .experts import MXFP4Experts
     from .hyper_connection import HyperConnection, HyperHead
+    from .moe import MoE
     from .tensor_parallel import TPMXFP4Linear
 
 _API = {
     "HyperConnection": "hyper_connection",
     "HyperHead": "hyper_connection",
     "MXFP4Experts": "experts",
+    "MoE": "moe",
     "TPMXFP4Linear": "tensor_parallel",
 }
 
@@ -21,6 +23,7 @@ __all__ = [
     "HyperConnection",
     "HyperHead",
     "MXFP4Experts",
+    "MoE",
     "TPMXFP4Linear",
 ]
 

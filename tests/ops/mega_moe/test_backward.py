@@ -9,9 +9,9 @@ from moe_data import assert_same_bits
 from test_mega_moe import EXPERTS, HIDDEN, INTER, LIMIT, SLOTS, mxfp8, operands
 
 import kernelforge as kf
-from kernelforge.formats import mx
+from kernelforge.formats import bf16, mx
 from kernelforge.ops.mega_moe import conformance, reference
-from kernelforge.ops.mega_moe.gradient import backward
+from kernelforge.ops.mega_moe.gradient import activation_backward, backward
 
 
 def bits(seed: int, tokens: int, data: str = "normal", route: str = "dropped"):
@@ -34,8 +34,27 @@ def assert_reference(given, device: str) -> None:
         assert_same_bits(found, expected)
 
 
-def test_bits_are_the_references(device):
+def test_bits_are_the_references():
+    assert_reference(bits(0, 9), "cpu")
+
+
+@pytest.mark.slow
+def test_bits_are_the_references_on_every_device(device):
+    """Products are grouped_projection's kernel, which has its own tests on every device."""
     assert_reference(bits(0, 9), device)
+
+
+def test_gradient_of_the_activation_has_the_references_bits(device):
+    draw = np.random.default_rng(11)
+    gate_up, grad = (torch.from_numpy(draw.standard_normal((9, n)).astype(np.float32)) for n in (2 * INTER, INTER))
+    gate_up[3, 5], grad[4, 2] = float("nan"), float("inf")
+    weight = torch.rand(9)
+    both, of_weight = torch.empty(9, 2 * INTER, dtype=torch.bfloat16), torch.empty(9)
+    activation_backward(gate_up, grad, weight, LIMIT, both, of_weight, device)
+    halves = gate_up[:, :INTER].numpy(), gate_up[:, INTER:].numpy()
+    expected = reference.activation_backward(*halves, grad.numpy(), weight.numpy(), LIMIT)
+    assert_same_bits(of_weight, bf16.canonical(expected.weight))
+    assert_same_bits(both, bf16.encode(np.concatenate([expected.gate, expected.up], -1)))
 
 
 @pytest.mark.parametrize("route", conformance.ROUTES)

@@ -98,15 +98,17 @@ def _run(at: str, seed: int, M: int, data: str, device: str) -> Arrays:
 def kernels(device: str) -> Mapping[str, KernelSpec]:
     """Both products of DeepSeek-V4-Flash, and a gradient of weights."""
     from ...runtime import KernelSpec, schedule
-    from .op import KERNELS, NEEDS
+    from ..sliced_gemm.op import KERNELS, NEEDS
 
+    types = {"a_dtype": "bfloat16", "b_dtype": "bfloat16", "out_dtype": "bfloat16"}
+    rows = {"turned": False, "whole": True}
+    given: dict[str, tuple[str, dict[str, Any]]] = {
+        "groups": ("sliced_gemm", {"groups": 8, "N": 1024, "K": 4096, **rows}),
+        "hidden": ("sliced_gemm", {"groups": 1, "N": 4096, "K": 8192, **rows}),
+        "groups_gradient": ("sliced_gemm_over_rows", {"groups": 8, "M": 1024, "N": 4096}),
+    }
     found = {}
-    for name, kernel, groups, N, K in (
-        ("groups", "sliced_gemm", 8, 1024, 4096),
-        ("hidden", "sliced_gemm", 1, 4096, 8192),
-        ("groups_gradient", "sliced_gemm_over_tokens", 8, 1024, 4096),
-    ):
-        given = {"groups": groups, "N": N, "K": K}
-        tiles = schedule("grouped_projection", device, kernel=kernel, **given)
-        found[name] = KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **given, **tiles)
+    for name, (kernel, extents) in given.items():
+        tiles = schedule("sliced_gemm", device, kernel=kernel, **extents, **types)
+        found[name] = KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **extents, **types, **tiles)
     return found

@@ -7,15 +7,11 @@ from typing import Any
 
 import torch
 
-from ...backends import Executable
-from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
-from ...runtime import KernelSpec, executable, schedule
 from ..mxfp4_gemm.op import grouped_mxfp4_gemm, mxfp4_gemm
-from ..support import LIBRARY, Meta, choose_device, define, expect, meta, require_numerics, require_tensor
+from ..sliced_gemm.op import product, product_over_rows
+from ..support import LIBRARY, Meta, define, expect, meta, require_numerics, require_tensor
 
 Tensor = torch.Tensor
-NEEDS = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32})
-KERNELS = "kernelforge.ops.grouped_projection.kernel"
 BF16 = (torch.bfloat16,)
 
 
@@ -100,22 +96,10 @@ def _check_weight(
     expect(f"{name}_scale", scale, (torch.uint8,), (*w.shape[:-1], K // 32), device)
 
 
-@functools.lru_cache(maxsize=4096)
-def _compiled(kernel: str, device: torch.device, backend: str | None, groups: int, N: int, K: int) -> Executable:
-    where = choose_device(backend, device)
-    given = {"groups": groups, "N": N, "K": K}
-    tiles = schedule("grouped_projection", where, kernel=kernel, **given)
-    return executable(KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **given, **tiles), where)
-
-
 def _gemm_impl(a: Tensor, w: Tensor, groups: int, backend: str | None) -> Tensor:
-    out = _gemm_fake(a, w, groups, backend)
-    K, N = w.shape[1], w.shape[0] // groups
-    expect("a", meta(a), BF16, ("M", groups * K), a.device)
+    expect("a", meta(a), BF16, ("M", groups * w.shape[1]), a.device)
     expect("w", meta(w), BF16, w.shape, a.device)
-    if out.numel():
-        _compiled("sliced_gemm", a.device, backend, groups, N, K)(a, w, out)
-    return out
+    return product(a, w, torch.bfloat16, groups=groups, whole=True, backend=backend)
 
 
 def _gemm_fake(a: Tensor, w: Tensor, groups: int, backend: str | None) -> Tensor:
@@ -123,15 +107,9 @@ def _gemm_fake(a: Tensor, w: Tensor, groups: int, backend: str | None) -> Tensor
 
 
 def _backward_impl(grad: Tensor, a: Tensor, w: Tensor, groups: int, backend: str | None) -> tuple[Tensor, Tensor]:
-    K, N = w.shape[1], w.shape[0] // groups
-    expect("grad", meta(grad), BF16, (a.shape[0], groups * N), a.device)
-    if not a.shape[0]:
-        return torch.zeros_like(a), torch.zeros_like(w)
-    transposed = w.view(groups, N, K).transpose(1, 2).contiguous().view(groups * K, N)
-    a_grad, w_grad = torch.empty_like(a), torch.empty_like(w)
-    _compiled("sliced_gemm", a.device, backend, groups, K, N)(grad, transposed, a_grad)
-    _compiled("sliced_gemm_over_tokens", a.device, backend, groups, N, K)(grad, a, w_grad)
-    return a_grad, w_grad
+    expect("grad", meta(grad), BF16, (a.shape[0], w.shape[0]), a.device)
+    a_grad = product(grad, w, torch.bfloat16, groups=groups, turned=True, whole=True, backend=backend)
+    return a_grad, product_over_rows(grad, a, torch.bfloat16, groups=groups, backend=backend)
 
 
 def _backward_fake(grad: Tensor, a: Tensor, w: Tensor, groups: int, backend: str | None) -> tuple[Tensor, Tensor]:

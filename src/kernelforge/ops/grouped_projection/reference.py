@@ -9,26 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats import bf16
-from ...formats.mx import flush as read
-from ...numerics.window import CHUNK, chunk_length, sliced_dot, window
+from ...numerics.window import CHUNK, chunk_length
+from ..sliced_gemm.reference import product
 
 Float32 = NDArray[np.float32]
 
 
-def _chunk(a: Float32, b: Float32) -> Float32:
-    """The dot of rows of one chunk; NaN for a row with an infinity or a NaN."""
-    usable_a, usable_b = np.isfinite(a).all(-1, keepdims=True), np.isfinite(b).all(-1, keepdims=True)
-    found = sliced_dot(window(np.where(usable_a, a, 0)), window(np.where(usable_b, b, 0)))
-    return np.where(usable_a & usable_b.T, found, np.float32(np.nan))
-
-
 def _dot(a: Float32, b: Float32, step: int) -> Float32:
-    """a @ b.T over chunks of ``step``, ascending from +0, rounded to BF16."""
-    total = np.zeros((len(a), len(b)), np.float32)
-    with np.errstate(all="ignore"):
-        for start in range(0, a.shape[1], step):
-            total = total + _chunk(read(a[:, start : start + step]), read(b[:, start : start + step]))
-    return bf16.decode(bf16.encode(total))
+    """a @ b.T over chunks of ``step``, rounded to BF16."""
+    return bf16.decode(bf16.encode(product(a, b, step=step)))
 
 
 def sliced_gemm(a: Float32, w: Float32, groups: int) -> Float32:

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
-from ...backends import Executable
 from ...formats import e8m0
 from ..mx_quantize.op import dequantize_mxfp4
 from ..mxfp4_gemm.op import grouped_mxfp4_gemm
-from ..support import Meta, choose_device, define, expect, meta
+from ..sliced_gemm.op import product, product_over_rows
+from ..support import choose_device, define, expect, meta
 from . import local
 from .dispatch import Operands, check, dispatch
 
-_PRODUCT = f"{local.KERNELS}.backward:moe_input_product"
-_WEIGHT_PRODUCT = f"{local.KERNELS}.backward:moe_weight_product"
 _ACTIVATION = f"{local.KERNELS}.backward:moe_activation_backward"
 
 
-@functools.lru_cache(maxsize=1024)
-def _product_kernel(left: Meta, right: Meta, transposed: bool, backend: str | None) -> Executable:
-    device = choose_device(backend, left.device)
-    extents = {"M": left.shape[1], "N": right.shape[1]} if transposed else {"N": right.shape[1], "K": left.shape[1]}
-    builder = _WEIGHT_PRODUCT if transposed else _PRODUCT
-    return local.tuned(builder, device, "product", left.shape[0], 0, **extents)
-
-
-def _product(left: torch.Tensor, right: torch.Tensor, backend: str | None, transposed: bool = False) -> torch.Tensor:
-    """float32 ``left @ right``, or ``left.T @ right``, of bfloat16 matrices by contract C4 in chunks of 128."""
-    rows = left.shape[1 if transposed else 0]
-    out = left.new_zeros((rows, right.shape[1]), dtype=torch.float32)
-    if left.shape[0]:
-        _product_kernel(meta(left), meta(right), transposed, backend)(left, right, out)
-    return out
-
-
-def _activation_backward(
+def activation_backward(
     gate_up: torch.Tensor,
     grad: torch.Tensor,
     weight: torch.Tensor,
@@ -121,8 +101,8 @@ def inner_gradient(rows: Rows, experts: Experts, limit: float, weights: bool, ba
     found = Inner(gate_up.new_empty(gate_up.shape, dtype=torch.bfloat16), torch.empty_like(rows.weight), x, h)
     for expert, part in rows.parts():
         wide = dequantize_mxfp4(w2[expert], w2_scale[expert], torch.bfloat16, backend=backend)
-        grad_h = _product(rows.grad[part], wide, backend)
-        _activation_backward(
+        grad_h = product(rows.grad[part], wide, turned=True, backend=backend)
+        activation_backward(
             gate_up[part], grad_h, rows.weight[part], limit, found.gate_up[part], found.weight[part], backend
         )
     return found
@@ -146,12 +126,12 @@ def outer_gradient(
     w1, w1_scale, _, _ = experts
     for expert, part in rows.parts():
         wide = dequantize_mxfp4(w1[expert], w1_scale[expert], torch.bfloat16, backend=backend)
-        grad_rows[part] = _product(inner.gate_up[part], wide, backend)
+        grad_rows[part] = product(inner.gate_up[part], wide, turned=True, backend=backend)
         if grad_weights is not None:
             assert inner.x is not None
             assert inner.h is not None
-            grad_weights[0][expert] = _product(inner.gate_up[part], inner.x[part], backend, transposed=True)
-            grad_weights[1][expert] = _product(rows.grad[part], inner.h[part], backend, transposed=True)
+            grad_weights[0][expert] = product_over_rows(inner.gate_up[part], inner.x[part], backend=backend)
+            grad_weights[1][expert] = product_over_rows(rows.grad[part], inner.h[part], backend=backend)
 
 
 def _impl(

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats import bf16, mx
-from ...numerics import window
 from ...numerics.elementary import sigmoid, silu
 from ...numerics.row_sum import row_sum
 from ..mxfp4_gemm.reference import grouped_mxfp4_gemm
+from ..sliced_gemm.reference import product
 
 Float32 = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -125,26 +125,6 @@ def mega_moe(
     weight = topk_weight.reshape(-1)[pairs]
     y = expert_ffn(codes[token], scale[token], plan.offsets, weight, *experts, swiglu_limit)
     return combine(y, plan.inverse)
-
-
-CHUNK = 128
-"""Elements of a backward contraction under one window exponent."""
-
-
-def product(a: Float32, b: Float32) -> Float32:
-    """float32 [M, N] = a [M, K] b [N, K]^T of bfloat16 values: C4 in chunks of 128, added ascending from +0.
-
-    A row whose chunk holds an infinity or a NaN makes NaN of its dots.
-    """
-    total = np.zeros((a.shape[0], b.shape[0]), np.float32)
-    with np.errstate(all="ignore"):
-        for start in range(0, a.shape[1], CHUNK):
-            parts = [mx.flush(side[:, start : start + CHUNK]) for side in (a, b)]
-            usable = [np.all(np.isfinite(part), axis=-1, keepdims=True) for part in parts]
-            finite = [np.where(good, part, np.float32(0)) for part, good in zip(parts, usable, strict=True)]
-            chunk = window.sliced_dot(*(window.window(part) for part in finite))
-            total = total + np.where(usable[0] & usable[1].T, chunk, np.float32(np.nan))
-    return bf16.canonical(total)
 
 
 class ActivationGradient(NamedTuple):
