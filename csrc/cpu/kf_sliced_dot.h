@@ -32,7 +32,7 @@ inline int32_t sliced_exponent(int32_t amax, int slices) {
   if (amax >= kInfinity) return kUnusable;
   if (amax < kSmallestRead) return 0;
   // Significands that would round past 127 in the high slice take one exponent more.
-  return ((amax + (slices == 2 ? 0x10000 : 0x10001)) >> 23) - 126;
+  return ((amax + (slices == 2 ? 0x10000 : 0x10101)) >> 23) - 126;
 }
 
 // Exponent of the product's unit.

@@ -44,6 +44,10 @@ def _rows(rng: np.random.Generator, rows: int, columns: int, dtype: str) -> np.n
     x[12, 1:] = np.ldexp(x[12, 0], -np.arange(1, columns) % 40)
     x[13] = np.float32(1e-45)
     x[14] = 2.0**100
+    x[15] /= 2 * np.abs(x[15]).max()
+    # The largest significands of three slices under an exponent, and the smallest that take one more.
+    edges = np.array([0x3FFEFEFE, 0x3FFEFEFF, 0x3FFEFFFE, 0xBFFEFEFF, 0x3FFEFFFF], np.uint32).view(np.float32)
+    x[15, ::128] = edges[: len(x[15, ::128])]
     return x if dtype == "float32" else bf16.encode(x)
 
 

@@ -52,8 +52,8 @@ def exponent(amax: Any, dtype: str) -> Any:
     """Window exponent from a chunk's largest :func:`magnitude`; ``windows.UNUSABLE`` if it is not finite."""
     if dtype == "bfloat16":
         return windows.exponent_bf16(amax)
-    # One more where 23 bits would round past 8355711: significands from 0xFEFFFF carry here.
-    finite = T.if_then_else(amax < integer.SMALLEST_READ, 0, ((amax + 0x10001) >> 23) - 126)
+    # One more where 23 bits would round past 8355711: significands from 0xFEFEFF carry here.
+    finite = T.if_then_else(amax < integer.SMALLEST_READ, 0, ((amax + 0x10101) >> 23) - 126)
     return T.if_then_else(amax >= integer.FLOAT32_INFINITY, windows.UNUSABLE, finite)
 
 
