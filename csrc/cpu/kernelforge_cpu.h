@@ -71,3 +71,15 @@ KF_MICROKERNEL int32_t kf_sliced_dot_accumulate(float* acc, int64_t ld_acc, cons
                                                 const int32_t* w_exponent, const int8_t* w_high, const int8_t* w_middle,
                                                 const int8_t* w_low, int64_t ldw, int32_t m, int32_t n, int32_t k,
                                                 int32_t x_slices);
+
+// Residual streams, element (j, c) of a token at x[j * stride + c]: out[k] = gate[k] * y + R(n) over j of m[j, k] *
+// x[j], and out = R(n) of gate[j] * x[j], gate[j] of all tokens side by side. Leading dimensions count elements from
+// token to token; `all_tokens` decides whether results go past the caches; `channels` is a multiple of 32; `wide`:
+// float32, else bfloat16.
+KF_MICROKERNEL int32_t kf_mix_streams(void* out, int64_t ld_out, const void* y, int64_t ld_y, const void* x,
+                                      int64_t ld_x, const float* gate, int64_t ld_gate, const float* m, int64_t ld_m,
+                                      int64_t stride, int32_t tokens, int32_t all_tokens, int32_t channels, int32_t n,
+                                      int32_t wide);
+KF_MICROKERNEL int32_t kf_collapse_streams(void* out, int64_t ld_out, const void* x, int64_t ld_x, const float* gate,
+                                           int64_t ld_gate, int64_t stride, int32_t tokens, int32_t all_tokens,
+                                           int32_t channels, int32_t n, int32_t wide);

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cpu_kernels
 import sliced_dot_kernels
+import stream_kernels
 
 from kernelforge import lowering
 from kernelforge.ops.mxfp4_gemm import reference
@@ -28,6 +29,7 @@ from kernelforge_cpu.passes.host_memory import host_memory
 from kernelforge_cpu.passes.state_block_range import state_block_range
 from kernelforge_cpu.passes.store_results import store_results
 from kernelforge_cpu.passes.take_sliced_dot import MICROKERNEL, take_sliced_dot
+from kernelforge_cpu.passes.take_streams import take_streams
 from kernelforge_cpu.passes.unroll_loops import unroll_loops
 
 
@@ -152,6 +154,21 @@ def test_take_sliced_dot_golden() -> None:
         "32, 16, 128, 2))"
     ]
     assert not [line for line in _lines(after) if "T.gemm" in line or "kf.composite" in line]
+
+
+def test_take_streams_golden() -> None:
+    after = take_streams(stream_kernels.mix(4, 160, "bfloat16", 4, 160, 128))
+    places = 'first_token[0], T.call_pure_extern("int64", "kf_index", first_column[0])'
+    assert [line for line in _lines(after) if "kf_mix_streams" in line] == [
+        'T.call_extern("int32", "kf_checked", T.call_extern("int32", "kf_mix_streams", '
+        f'T.address_of(out[{places}]), T.Cast("int64", 640), T.address_of(y[{places}]), T.Cast("int64", 160), '
+        f'T.address_of(x[{places}]), T.Cast("int64", 640), T.address_of(gate[0, 0]), T.Cast("int64", 4), '
+        'T.address_of(m[0, 0]), T.Cast("int64", 16), '
+        "T.int64(160), T.min(4, tokens_1[0] - first_token[0]), tokens_1[0], 160, 4, 0))"
+    ]
+    assert not [line for line in _lines(after) if "kf.composite" in line]
+    plain = sliced_dot_kernels.by_chunks(32, 16, 640, "bfloat16")
+    assert take_streams(plain).same_as(plain)
 
 
 def test_fuse_block_accumulate_golden() -> None:

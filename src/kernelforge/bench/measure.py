@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils.benchmark import Timer
 
+from ..runtime import host_memory
+
 Call = Callable[[], Any]
 
 
@@ -66,11 +68,12 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 def peak_memory(call: Call) -> int | None:
     """Bytes by which the process's resident memory rises at its highest during a call, its result included.
 
-    Memory that earlier calls left with the allocator is given back first; scratch that threads keep between calls is
+    Memory that earlier calls left with the allocators is given back first; scratch that threads keep between calls is
     not counted. None where the kernel does not let a process reset its peak (Linux does).
     """
     call()
     gc.collect()
+    host_memory.shared.release()
     if hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)
     try:

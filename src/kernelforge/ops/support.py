@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +12,6 @@ from .. import backends
 LIBRARY = torch.library.Library("kernelforge", "DEF")
 """Owner of the schemas under ``torch.ops.kernelforge``."""
 
-HUGE_PAGE = 2 << 20
-_MADV_HUGEPAGE = 14
 _DISPATCH_KEYS = ("CPU", "CUDA", "PrivateUse1")
 # Packed and scale types have byte twins, which every torch function handles.
 _BYTE_VIEWS = tuple(getattr(torch, name) for name in ("float4_e2m1fn_x2", "float8_e8m0fnu") if hasattr(torch, name))
@@ -108,26 +103,6 @@ def home_of(device: str) -> str:
     """The torch device type of the tensors that a kernelforge device takes."""
     owner, chosen = backends.device(device)
     return "cpu" if chosen.virtual else owner.tensor_device
-
-
-def prefer_huge_pages(*tensors: torch.Tensor) -> None:
-    """Ask Linux for 2 MiB pages under large CPU tensors that are about to be written for the first time.
-
-    Fresh memory otherwise costs a page fault for every 4 KiB, more than a memory-bound kernel takes to fill them.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    for tensor in tensors:
-        if tensor.device.type == "cpu" and tensor.nbytes >= 4 * HUGE_PAGE:
-            first = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
-            size = (tensor.data_ptr() + tensor.nbytes - first) // HUGE_PAGE * HUGE_PAGE
-            # Advice only: where it is refused, pages stay small.
-            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_HUGEPAGE)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def require_numerics(op: str, numerics: str, modes: Sequence[str] = ("exact",)) -> None:

@@ -4,9 +4,10 @@ import tilelang.language as T
 
 from ...numerics.row_sum import LANES
 from ...numerics.tile.elementary import rsqrt
-from ...numerics.tile.row_sum import clear_lanes, column_tile, join_lanes, ordered_sum
-from ...numerics.tile.scalar import STORAGE, canonical, read, stored, value
+from ...numerics.tile.row_sum import clear_lanes, column_tile, join_lanes
+from ...numerics.tile.scalar import STORAGE, canonical, read, value
 from ...numerics.tile.sliced_dot import chunk_length, cut, sliced_dot_accumulate
+from ...numerics.tile.streams import collapse_streams, mix_streams
 from ..sinkhorn import tile as sinkhorn_tile
 from . import tile
 
@@ -147,14 +148,7 @@ def mhc_pre(n, C, head, dtype, iters, eps, norm_eps, block_T, block_C, threads):
                     if bx * block_T + i < tokens:
                         post[bx * block_T + i, j] = canonical(post_gate[j, i])
             for step in T.serial(C // tile_C):
-                for i, c in T.Parallel(block_T, tile_C):
-                    if bx * block_T + i < tokens:
-                        terms = T.alloc_local((n,), "float32")
-                        for j in T.unroll(n):
-                            terms[j] = pre_gate[j, i] * value(x[bx * block_T + i, j * C + step * tile_C + c], dtype)
-                        collapsed[bx * block_T + i, step * tile_C + c] = stored(
-                            ordered_sum([terms[j] for j in range(n)]), dtype
-                        )
+                collapse_streams(collapsed, x, pre_gate, bx * block_T, step * tile_C, tile_C, n, dtype)
 
     return main
 
@@ -184,16 +178,6 @@ def mhc_post(n, C, dtype, block_T, block_C, threads):
                 gate[i, k] = read(post[T.min(by * block_T + i, tokens - 1), k])
             for i, k in T.Parallel(block_T, n * n):
                 m[i, k] = read(comb[T.min(by * block_T + i, tokens - 1), k])
-            for i, c in T.Parallel(block_T, tile_C):
-                if by * block_T + i < tokens:
-                    streams = T.alloc_local((n,), "float32")
-                    for j in T.unroll(n):
-                        streams[j] = value(x[by * block_T + i, j * C + bx * tile_C + c], dtype)
-                    block = T.alloc_var("float32")
-                    block = value(y[by * block_T + i, bx * tile_C + c], dtype)
-                    for k in T.unroll(n):
-                        out[by * block_T + i, k * C + bx * tile_C + c] = stored(
-                            gate[i, k] * block + ordered_sum([m[i, j * n + k] * streams[j] for j in range(n)]), dtype
-                        )
+            mix_streams(out, y, x, gate, m, by * block_T, bx * tile_C, tile_C, n, dtype)
 
     return main

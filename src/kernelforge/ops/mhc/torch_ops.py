@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from ..support import LIBRARY, define, expect, meta, prefer_huge_pages
+from ...runtime import host_memory
+from ..support import LIBRARY, define, expect, meta
 from . import plans
 from .plans import Parameters, Problem
 
@@ -25,8 +27,7 @@ def _collapse(
     head: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     p = plans.pre_problem(meta(x), meta(fn), meta(scale), meta(base), iters, eps, norm_eps, backend, head)
-    collapsed, post, comb, raw, inverse_rms = _pre_outputs(x, head)
-    prefer_huge_pages(collapsed)
+    collapsed, post, comb, raw, inverse_rms = _pre_outputs(x, head, host_memory.new_empty)
     if p.tokens:
         chunks, length = p.weight_tile
         height = -(-p.outputs // 16) * 16
@@ -49,12 +50,14 @@ def _collapse(
     return collapsed, post, comb, raw, inverse_rms
 
 
-def _pre_outputs(x: Tensor, head: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _pre_outputs(
+    x: Tensor, head: bool, new_empty: Callable[[Tensor, Sequence[int]], Tensor] = Tensor.new_empty
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Collapsed stream, post, comb, and what the backward pass needs: projections and 1/rms."""
     *leading, n, C = x.shape
     gates, outputs = (0, n) if head else (n, n * (n + 2))
     return (
-        x.new_empty((*leading, C)),
+        new_empty(x, (*leading, C)),
         x.new_empty((*leading, gates), dtype=torch.float32),
         x.new_empty((*leading, gates, n), dtype=torch.float32),
         x.new_empty((*leading, outputs), dtype=torch.float32),
@@ -110,8 +113,7 @@ def _backward(
         if given is not None:
             expect(name, meta(given), (torch.float32,), tuple(like.shape), x.device)
         starts.append(torch.zeros_like(like) if given is None else given)
-    x_grad, fn_grad = torch.empty_like(x), torch.empty_like(fn)
-    prefer_huge_pages(x_grad)
+    x_grad, fn_grad = host_memory.empty_like(x), torch.empty_like(fn)
     sums = torch.cat((starts[2], starts[1])).view(1, -1)
     if p.tokens == 0:
         return x_grad, starts[0].clone(), starts[1].clone(), starts[2].clone()
@@ -206,8 +208,7 @@ def _flat(p: Problem, *tensors: Tensor) -> list[Tensor]:
 
 def _post_impl(y: Tensor, x: Tensor, post: Tensor, comb: Tensor, backend: str | None) -> Tensor:
     p = plans.post_problem(meta(y), meta(x), meta(post), meta(comb), backend)
-    out = torch.empty_like(x)
-    prefer_huge_pages(out)
+    out = host_memory.empty_like(x)
     if p.tokens:
         plans.kernel(p, "post")(*_flat(p, y, x, post, comb, out))
     return out
@@ -222,8 +223,12 @@ def _post_backward_impl(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     p = plans.post_problem(meta(y), meta(x), meta(post), meta(comb), backend)
     expect("grad", meta(grad), (x.dtype,), tuple(x.shape), x.device)
-    grads = _post_backward_fake(grad, y, x, post, comb, backend)
-    prefer_huge_pages(*grads)
+    grads = (
+        host_memory.empty_like(y),
+        host_memory.empty_like(x),
+        torch.empty_like(post),
+        torch.empty_like(comb),
+    )
     if p.tokens:
         plans.kernel(p, "post_backward")(*_flat(p, grad, y, x, post, comb, *grads))
     return grads

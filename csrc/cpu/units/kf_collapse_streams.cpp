@@ -1,0 +1,11 @@
+#include "kernelforge_cpu.h"
+#include "kf_mix_streams.h"
+
+int32_t kf_collapse_streams(void* out, int64_t ld_out, const void* x, int64_t ld_x, const float* gate, int64_t ld_gate,
+                            int64_t stride, int32_t tokens, int32_t all_tokens, int32_t channels, int32_t n,
+                            int32_t wide) {
+  const bool past_caches = kf::past_caches(all_tokens, ld_out, wide);
+  const kf::Streams g{out, ld_out,  nullptr, 0, x,      ld_x,     stride,     gate,
+                      1,   ld_gate, nullptr, 0, tokens, channels, past_caches};
+  return kf::mix_streams<true>(g, kf::current_isa_for_two_slices(), n, wide);
+}
