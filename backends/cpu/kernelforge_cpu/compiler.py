@@ -14,6 +14,8 @@ from pathlib import Path
 from kernelforge.backends import CompileFailed, CompilerMissing, LaunchInfo, Tool
 from kernelforge.runtime import cache
 
+from . import assembly
+
 LIBRARY = "kernel.so"
 OBJECT = "microkernel.o"
 ENTRY = "kf_run_blocks"
@@ -88,7 +90,10 @@ def build(source: str, info: LaunchInfo, arch: str, directory: Path) -> None:
     path = directory / "kernel.cpp"
     path.write_text(wrap(source, info))
     objects = [str(_microkernel(name, arch)) for name in microkernels(source)]
-    _compile(["-shared", path.name, *objects, "-o", LIBRARY], arch, directory, f"the generated code of {info.entry}")
+    what = f"the generated code of {info.entry}"
+    made = _assembly(path.name, arch, directory, what)
+    _compile(["-shared", made.name, *objects, "-o", LIBRARY], arch, directory, what)
+    made.unlink()
 
 
 def microkernels(source: str) -> list[str]:
@@ -104,7 +109,10 @@ def _microkernel(name: str, arch: str) -> Path:
     key = hashlib.sha256("\0".join(content).encode()).hexdigest()[:32]
 
     def compile_unit(directory: Path) -> None:
-        _compile(["-c", str(unit), "-o", OBJECT], arch, directory, f"the microkernel {name}")
+        what = f"the microkernel {name}"
+        made = _assembly(str(unit), arch, directory, what, microkernel=True)
+        _compile(["-c", made.name, "-o", OBJECT], arch, directory, what)
+        made.unlink()
 
     return cache.shared.entry(f"{name}-cpu-{key}", compile_unit) / OBJECT
 
@@ -121,6 +129,22 @@ def _compiler_version() -> tuple[str, str]:
         raise CompilerMissing(_MISSING)
     shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
     return path, shown
+
+
+def _assembly(source: str, arch: str, directory: Path, what: str, microkernel: bool = False) -> Path:
+    """Compile to assembly in which the compiler fused nothing by itself (see :mod:`.assembly`)."""
+    path = directory / "kernel.s"
+    found: list[str] = []
+    for flags in assembly.CAREFUL:
+        _compile(["-S", *flags, source, "-o", path.name], arch, directory, what)
+        found = assembly.fused(path.read_text(), microkernel)
+        if not found:
+            return path
+    shown = "\n  ".join(found[:8])
+    raise CompileFailed(
+        f"{find()} fuses multiplications and additions of {what}, which rounds once where the contract rounds twice, "
+        f"even with {' '.join(assembly.CAREFUL[-1])}; set CXX to another compiler. Found:\n  {shown}"
+    )
 
 
 def _compile(arguments: list[str], arch: str, directory: Path, what: str) -> None:
