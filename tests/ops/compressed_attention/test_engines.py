@@ -48,23 +48,60 @@ PRODUCTS = {"csa", "hca", "products", "query_gradient", "entry_gradient"}
 """Kernels that multiply matrices."""
 
 
+WARP_GROUPS = """
+from kernelforge.ops.compressed_attention import conformance
+for case in (conformance.csa(3, "student", H=64, S=2, B=1, rope=0), conformance.hca(3, H=64, B=1, page=0)):
+    assert (conformance.run(case, "cuda:virtual")["out"] == conformance.expected(case)["out"]).all(), case.name
+print("same bits")
+"""
+
+SHARED_BYTES = {"sm_80": 163 << 10, "sm_90a": 227 << 10}
+"""Shared memory that a block may have."""
+
+
+def lowered_for(arch: str, variant: str, monkeypatch: pytest.MonkeyPatch, **changes: int):
+    """A kernel under the schedule of an architecture."""
+    monkeypatch.setenv("KERNELFORGE_CUDA_VIRTUAL_ARCH", arch)
+    spec = conformance.kernels("cuda:virtual")[variant]
+    parameters = {**dict(spec.parameters), **changes}
+    return lowering.lower(lowering.trace(spec.builder, parameters), backends.backend("cuda"), arch)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_model_shapes_become_machine_code_without_spills(variant, arch, tmp_path):
+def test_model_shapes_become_machine_code_without_spills(variant, arch, tmp_path, monkeypatch):
+    """Products run on the matrix unit; on sm_90a all of them by warp groups: 64 heads, values transposed."""
     from kernelforge_cuda import nvcc
 
     if nvcc.find() is None:
         pytest.skip("nvcc is not installed")
-    backend = backends.backend("cuda")
-    spec = conformance.kernels("cuda:virtual")[variant]
-    lowered = lowering.lower(lowering.trace(spec.builder, dict(spec.parameters)), backend, arch)
-    backend.build(lowered.source, lowered.info, arch, tmp_path)
+    lowered = lowered_for(arch, variant, monkeypatch)
+    backends.backend("cuda").build(lowered.source, lowered.info, arch, tmp_path)
     ptx = (tmp_path / nvcc.PTX).read_text()
-    assert bool(re.search(r"(mma|wgmma)\S*\.s32\.s8\.s8", ptx)) == (variant in PRODUCTS)
+    used = set(re.findall(r"\b(mma\.sync|wgmma\.mma_async)\S*\.s32\.s8\.s8", ptx))
+    assert used == ({"wgmma.mma_async" if arch == "sm_90a" else "mma.sync"} if variant in PRODUCTS else set())
+    assert lowered.info.shared_bytes <= SHARED_BYTES[arch]
     assert (tmp_path / nvcc.CUBIN).read_bytes()[:4] == b"\x7fELF"
-    used = json.loads((tmp_path / nvcc.RESOURCES).read_text())["kernels"][lowered.info.entry]
-    assert used["spill_store_bytes"] == used["spill_load_bytes"] == 0
+    resources = json.loads((tmp_path / nvcc.RESOURCES).read_text())["kernels"][lowered.info.entry]
+    assert resources["spill_store_bytes"] == resources["spill_load_bytes"] == 0
+
+
+@pytest.mark.slow
+def test_128_heads_are_two_blocks_on_the_matrix_unit(monkeypatch):
+    lowered = lowered_for("sm_90a", "csa", monkeypatch, H=128)
+    products = set(re.findall(r"tl::(\w*mma\w*)<tl::DataType::kInt8", lowered.source))
+    assert products == {"wgmma_ss"}
+    assert lowered.info.grid == ("2", "Q")
+
+
+@pytest.mark.slow
+def test_warp_group_products_give_the_references_bits():
+    environment = {**os.environ, "KERNELFORGE_CUDA_VIRTUAL_ARCH": "sm_90a"}
+    done = subprocess.run(
+        [sys.executable, "-c", WARP_GROUPS], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.stdout.strip() == "same bits", done.stderr[-2000:]
 
 
 @pytest.mark.slow

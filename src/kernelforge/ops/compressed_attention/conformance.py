@@ -136,7 +136,7 @@ def _full(seed: int) -> Iterator[Problem]:
 def kernels(device: str) -> Mapping[str, KernelSpec]:
     """The kernels of prefill and of the backward pass at V4-Flash's head count and width."""
     from .conformance_backward import kernels as backward
-    from .plan import BUILDER, NEEDS
+    from .plan import BUILDER, NEEDS, architecture
     from .problem import factor_bits
 
     shape = {"H": 64, "D": 512, "window": 128}
@@ -147,6 +147,7 @@ def kernels(device: str) -> Mapping[str, KernelSpec]:
                 "compressed_attention",
                 device,
                 kernel="attention",
+                arch=architecture(device),
                 H=64,
                 D=512,
                 topk=topk,

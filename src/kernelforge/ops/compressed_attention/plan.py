@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from ... import backends
 from ...backends import Executable
 from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from ...numerics.attention import CHUNK, window_slots
@@ -31,6 +32,15 @@ class Plan(NamedTuple):
     window_slots: int
 
 
+def architecture(device: str) -> str:
+    """What ``device`` runs; the backend's first where there is no such device."""
+    owner = backends.backend(device.partition(":")[0])
+    try:
+        return owner.default_arch(device)
+    except backends.DeviceUnavailable:
+        return owner.archs()[0]
+
+
 @functools.lru_cache(maxsize=4096)
 def plan_call(
     given: Arguments, window: int, scale: float, ratio: int, numerics: str, backend: str | None, threads: int
@@ -50,6 +60,7 @@ def plan_call(
             "compressed_attention",
             device,
             kernel="attention",
+            arch=architecture(device),
             queries=problem.B * problem.S,
             chunks=chunks + raw_slots,
             threads=threads,
