@@ -163,7 +163,13 @@ def _compile(arguments: list[str], arch: str, directory: Path, what: str) -> Non
 
 
 def wrap(source: str, info: LaunchInfo) -> str:
-    """Generated C with the microkernel header before it and the block-range wrapper behind it."""
+    """Generated C with the microkernel header before it and the block-range wrapper behind it.
+
+    Scratch tiles are disjoint and reached by their own parameter alone: ``__restrict__`` says so, or loops that store
+    to one while they read many rows are not vectorized.
+    """
+    for workspace in info.workspaces:
+        source = re.sub(rf"\* {workspace.name}\b", f"* __restrict__ {workspace.name}", source)
     arguments = {argument.name: i for i, argument in enumerate(info.arguments)}
     dtypes = {argument.name: argument.dtype for argument in info.arguments}
     extents = {name: i for i, name in enumerate(info.extents())}

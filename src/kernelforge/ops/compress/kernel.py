@@ -10,6 +10,7 @@ import tilelang.language as T
 from ...numerics.tile.row_sum import column_tile
 from ...numerics.tile.scalar import STORAGE, read, stored
 from . import tile
+from .pool import part_rows, pool_new
 
 
 def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
@@ -52,6 +53,7 @@ def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
             top = T.alloc_shared((tile_C,), "float32")
             share = T.alloc_shared((tile_C,), "float32")
             mean = T.alloc_shared((tile_C,), "float32")
+            sums = T.alloc_shared((part_rows(slots), tile_C), "float32")
             pooled = T.alloc_shared((block_N, D), "float32")
             entry = T.alloc_shared((1, D), "float32")
             square = T.alloc_shared((1, D), "float32")
@@ -72,25 +74,44 @@ def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
                         window = start // ratio + (bx * block_N + i) % (total // batch)
                         first_row = b * (rows // batch) - start
                         if (window + 1) * ratio <= end:
-                            tile.load_slots(
-                                kv,
-                                gate,
-                                bias,
-                                old_kv,
-                                old_gate,
-                                first_row,
-                                b,
-                                (window + 1 - series) * ratio,
-                                start,
-                                part * tile_C,
-                                ratio,
-                                series,
-                                D,
-                                dtype,
-                                v,
-                                z,
-                            )
-                            tile.pool(v, z, T.max((series - 1 - window) * ratio, 0), top, share, mean)
+                            token = (window + 1 - series) * ratio
+                            if (token >= start) & (rows > 0):
+                                pool_new(
+                                    kv,
+                                    gate,
+                                    bias,
+                                    first_row + token,
+                                    part * tile_C,
+                                    ratio,
+                                    D,
+                                    dtype,
+                                    v,
+                                    z,
+                                    sums,
+                                    top,
+                                    share,
+                                    mean,
+                                )
+                            else:
+                                tile.load_slots(
+                                    kv,
+                                    gate,
+                                    bias,
+                                    old_kv,
+                                    old_gate,
+                                    first_row,
+                                    b,
+                                    token,
+                                    start,
+                                    part * tile_C,
+                                    ratio,
+                                    series,
+                                    D,
+                                    dtype,
+                                    v,
+                                    z,
+                                )
+                                tile.pool(v, z, T.max((series - 1 - window) * ratio, 0), top, share, mean)
                             for c in T.Parallel(tile_C):
                                 pooled[i, part * tile_C + c] = mean[c]
             for i in T.serial(block_N):

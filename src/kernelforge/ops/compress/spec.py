@@ -13,4 +13,5 @@ SPEC = OpSpec(
     variants=("CSA", "HCA", "float32", "bfloat16"),
     cases="conformance:cases",
     kernels="conformance:kernels",
+    benchmark="benchmark:run",
 )

@@ -1,0 +1,196 @@
+"""The weighted mean over the slots of one entry where every slot has a new token, straight from kv and gate.
+
+The bits are those of ``tile.load_new_slots`` and ``tile.pool``. These write every logit and weight down and read it
+again; here a channel's slots stay in registers, all of them if they are few, else those of one lane.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tilelang.language as T
+
+from ...formats.tile.integer import MAGNITUDE, SMALLEST_READ
+from ...numerics import elementary as pinned
+from ...numerics.row_sum import LANES
+from ...numerics.tile.elementary import recip_positive
+from ...numerics.tile.row_sum import ordered_sum
+from ...numerics.tile.scalar import bits_of, read
+from .tile import load_new_slots, pool
+
+FEW = 16
+"""Slots that one channel keeps in registers."""
+MANY = 4 * LANES
+"""Most slots, four to a lane."""
+
+
+def _fits(slots: int) -> bool:
+    return slots <= FEW or (slots <= MANY and slots % LANES == 0)
+
+
+def part_rows(slots: int) -> int:
+    """Rows of the tile ``part`` of :func:`pool_new`."""
+    return 2 * LANES if _fits(slots) and slots > FEW else 1
+
+
+def _const(bits: int) -> Any:
+    return T.float32(float(pinned.value(bits)))
+
+
+@T.macro
+def logit(gate: Any, bias: Any, dtype: str) -> Any:
+    """fl(gate + bias), gate as the contract reads it; bias is not -0, so that adding +0 leaves it as it is."""
+    bits = T.alloc_var("int32")
+    bits = T.cast(gate, "int32") << 16 if dtype == "bfloat16" else T.reinterpret(gate, "int32")
+    result = T.alloc_var("float32")
+    result = T.if_then_else((bits & MAGNITUDE) < SMALLEST_READ, bias, T.reinterpret(bits, "float32") + bias)
+    return result
+
+
+@T.macro
+def weight(z: Any, top: Any) -> Any:
+    """2^((z - top) * log2 e), or +0 below 2^-50; NaN for NaN. The bits of ``tile.weight``.
+
+    The power of two is multiplied in, where ``exp2`` adds to the exponent: exact as well, and a NaN needs no compare.
+    """
+    scaled = T.alloc_var("float32")
+    scaled = (z - top) * _const(pinned.LOG2_E)
+    shifted = T.alloc_var("float32")
+    shifted = scaled + _const(pinned.ROUND)
+    r = T.alloc_var("float32")
+    r = shifted - _const(pinned.ROUND)
+    r = scaled - r
+    q = T.alloc_var("float32")
+    q = _const(pinned.EXP2[0])
+    for coefficient in pinned.EXP2[1:]:
+        q = q * r + _const(coefficient)
+    q = T.float32(1) + (r + r * q)
+    result = T.alloc_var("float32")
+    result = q * T.reinterpret((bits_of(shifted) << 23) + pinned.ONE, "float32")
+    result = T.if_then_else(scaled < T.float32(-50), T.float32(0), result)
+    return result
+
+
+@T.macro
+def term(p: Any, kv: Any, dtype: str) -> Any:
+    """fl(p * kv), kv as the contract reads it; +0, not NaN, for a NaN p and a kv of 0: then the sum of p is NaN too."""
+    bits = T.alloc_var("int32")
+    bits = T.cast(kv, "int32") << 16 if dtype == "bfloat16" else T.reinterpret(kv, "int32")
+    result = T.alloc_var("float32")
+    result = T.if_then_else((bits & MAGNITUDE) < SMALLEST_READ, T.float32(0), T.reinterpret(bits, "float32") * p)
+    return result
+
+
+def _row(kv: Any, first: Any, slot: Any) -> Any:
+    """The row of a slot's token. Always inside; said so that the compiler need not check every element."""
+    return T.max(T.min(first + slot, kv.shape[0] - 1), 0)
+
+
+@T.macro
+def _few(
+    kv: Any, gate: Any, bias: Any, first: Any, column: Any, ratio: int, D: int, dtype: str, share: Any, mean: Any
+) -> None:
+    slots = int(bias.shape[0])
+    for c in T.Parallel(share.shape[0]):
+        z = T.alloc_local((slots,), "float32")
+        p = T.alloc_local((slots,), "float32")
+        t = T.alloc_local((slots,), "float32")
+        top = T.alloc_var("float32")
+        for j in tuple(range(slots)):
+            z[j] = logit(gate[_row(kv, first, j), j // ratio * D + column + c], bias[j, c], dtype)
+        top = z[slots - 1]
+        for j in tuple(range(slots - 1)):
+            top = T.if_then_else(z[j] > top, z[j], top)
+        for j in tuple(range(slots)):
+            p[j] = weight(z[j], top)
+            t[j] = term(p[j], kv[_row(kv, first, j), j // ratio * D + column + c], dtype)
+        share[c] = ordered_sum([p[j] for j in range(slots)])
+        mean[c] = ordered_sum([t[j] for j in range(slots)])
+
+
+@T.macro
+def _many(
+    kv: Any,
+    gate: Any,
+    bias: Any,
+    first: Any,
+    column: Any,
+    ratio: int,
+    D: int,
+    dtype: str,
+    z: Any,
+    part: Any,
+    share: Any,
+    mean: Any,
+) -> None:
+    slots = int(bias.shape[0])
+    for lane, c in T.Parallel(LANES, share.shape[0]):
+        top = T.alloc_var("float32")
+        for k in tuple(range(slots // LANES)):
+            j = k * LANES + lane
+            found = T.alloc_var("float32")
+            found = logit(gate[_row(kv, first, j), j // ratio * D + column + c], bias[j, c], dtype)
+            z[j, c] = found
+            top = found if k == 0 else T.if_then_else(found > top, found, top)
+        part[lane, c] = top
+    for c in T.Parallel(share.shape[0]):
+        top = T.alloc_var("float32")
+        top = part[0, c]
+        for lane in tuple(range(1, LANES)):
+            top = T.if_then_else(part[lane, c] > top, part[lane, c], top)
+        share[c] = top
+    for lane, c in T.Parallel(LANES, share.shape[0]):
+        p = T.alloc_var("float32")
+        t = T.alloc_var("float32")
+        for k in tuple(range(slots // LANES)):
+            j = k * LANES + lane
+            w = T.alloc_var("float32")
+            w = weight(z[j, c], share[c])
+            x = T.alloc_var("float32")
+            x = term(w, kv[_row(kv, first, j), j // ratio * D + column + c], dtype)
+            p = w if k == 0 else p + w
+            t = x if k == 0 else t + x
+        part[lane, c] = p
+        part[LANES + lane, c] = t
+    for c in T.Parallel(share.shape[0]):
+        share[c] = ordered_sum([part[lane, c] for lane in range(LANES)])
+        mean[c] = ordered_sum([part[LANES + lane, c] for lane in range(LANES)])
+
+
+@T.macro
+def pool_new(
+    kv: Any,
+    gate: Any,
+    bias: Any,
+    first: Any,
+    column: Any,
+    ratio: int,
+    D: int,
+    dtype: str,
+    v: Any,
+    z: Any,
+    part: Any,
+    top: Any,
+    share: Any,
+    mean: Any,
+) -> None:
+    """mean[c] = the weighted mean of channel ``column + c`` over an entry's slots.
+
+    Args:
+        kv, gate: [tokens, series * D], at least one token; slot j's is row ``first + j``, in series j // ratio.
+        bias: float32 [slots, columns], from ``tile.load_bias``.
+        v, z, top: float32 [slots, columns] twice and [columns], overwritten.
+        part: float32 [``part_rows(slots)``, columns], overwritten.
+        share, mean: float32 [columns]; share becomes one over the sum of the weights.
+    """
+    if not _fits(int(bias.shape[0])):
+        load_new_slots(kv, gate, bias, first, 0, 0, column, ratio, D, dtype, v, z)
+        pool(v, z, 0, top, share, mean)
+    else:
+        if bias.shape[0] <= FEW:
+            _few(kv, gate, bias, first, column, ratio, D, dtype, share, mean)
+        else:
+            _many(kv, gate, bias, first, column, ratio, D, dtype, z, part, share, mean)
+        for c in T.Parallel(share.shape[0]):
+            share[c] = recip_positive(share[c])
+            mean[c] = read(read(mean[c]) * share[c])
