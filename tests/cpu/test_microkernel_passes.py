@@ -1,0 +1,84 @@
+"""Golden tests of the passes that give attention and the indexer to microkernels, on the ops' own kernels."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from kernelforge import lowering
+from kernelforge.ops.spec import specs
+from kernelforge_cpu.passes.fuse_attention import fuse_attention
+from kernelforge_cpu.passes.take_indexer import take_indexer
+
+
+def _traced(op: str, variant: str) -> Any:
+    spec = specs()[op].kernel_specs("cpu")[variant]
+    return lowering.trace(spec.builder, dict(spec.parameters))
+
+
+def _lines(function: Any) -> list[str]:
+    return [line.strip() for line in function.script().splitlines() if line.strip()]
+
+
+def _calls(function: Any) -> list[str]:
+    """Microkernel and arguments of each call."""
+    found = re.findall(r'"kf_checked", T\.call_extern\("int32", "(kf_\w+)", (.*)\)\)', function.script())
+    return [f"{name}: {arguments}" for name, arguments in found]
+
+
+@pytest.mark.parametrize("variant", ["csa", "hca"])
+def test_fuse_attention_golden(variant: str) -> None:
+    before = _traced("compressed_attention", variant)
+    after = fuse_attention(before)
+    assert any('"kf.composite"' in line for line in _lines(before))
+    cut, chunk = _calls(after)
+    assert cut == (
+        "kf_cut_rows: T.address_of(tile_1[0, 0]), T.address_of(q_high[0, 0]), T.address_of(q_low[0, 0]), "
+        "T.address_of(q_exponent[0]), 64, 512"
+    )
+    assert chunk.startswith(
+        "kf_attention_chunk: T.address_of(m[0]), T.address_of(l[0]), T.address_of(tile[0, 0]), T.int64(512), "
+        "T.address_of(q_high[0, 0]), T.address_of(q_low[0, 0]), T.address_of(q_exponent[0]), T.address_of(kv[0, 0]), "
+        "T.address_of(entries[0, 0]), T.address_of(segment[0]), T.address_of(rows[0]), 64, 512, "
+    )
+    assert not any("T.gemm" in line for line in _lines(after)), "the products are inside the microkernel"
+
+
+def test_fuse_attention_leaves_other_kernels_alone() -> None:
+    before = _traced("compressed_attention", "products")
+    assert _lines(fuse_attention(before)) == _lines(before)
+
+
+def test_take_indexer_golden_for_scores() -> None:
+    before = _traced("lightning_indexer", "logits")
+    after = take_indexer(before)
+    removed = [line for line in _lines(before) if line.startswith("T.copy") and line not in _lines(after)]
+    assert len(removed) == 4, "queries, keys and their scales are read where they lie"
+    (call,) = _calls(after)
+    where = r"T\.address_of\({0}\[row\w*\[0\], T\.call_pure_extern\(\"int64\", \"kf_index\", 0\)\]\)"
+    stored = [where.format(name) for name in ("Q", "Q_scale", "K", "K_scale")]
+    assert re.fullmatch(
+        r"kf_indexer_scores: T\.address_of\(scores\[0, 0\]\), T\.int64\(\d+\), "
+        rf"{stored[0]}, T\.Cast\(\"int64\", 64\), {stored[1]}, T\.Cast\(\"int64\", 4\), "
+        rf"{stored[2]}, T\.Cast\(\"int64\", 64\), {stored[3]}, T\.Cast\(\"int64\", 4\), "
+        r"T\.address_of\(weight\[0, 0\]\), T\.int64\(64\), T\.address_of\(visible\[0\]\), \d+, \d+, 64, 128",
+        call,
+    ), call
+
+
+def test_take_indexer_golden_for_selection() -> None:
+    after = take_indexer(_traced("lightning_indexer", "flash"))
+    assert [call.partition(":")[0] for call in _calls(after)] == [
+        "kf_indexer_scores",
+        "kf_select_append",
+        "kf_select_reduce",
+        "kf_select_sort",
+    ]
+    assert not any('"kf.composite"' in line for line in _lines(after))
+
+
+def test_take_indexer_leaves_other_kernels_alone() -> None:
+    before = _traced("compressed_attention", "rotate")
+    assert take_indexer(before).same_as(before)
