@@ -130,11 +130,6 @@ KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-v
 namespace kf {
 namespace {
 
-KF_INLINE __m512 load_16_stored(const uint16_t* x, __mmask16 keep) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(keep, x)), 16));
-}
-KF_INLINE __m512 load_16_stored(const float* x, __mmask16 keep) { return _mm512_maskz_loadu_ps(keep, x); }
-
 KF_INLINE __mmask16 first_lanes(int count) {
   return count >= 16 ? __mmask16(0xFFFF) : __mmask16((1u << std::max(count, 0)) - 1);
 }
@@ -142,7 +137,7 @@ KF_INLINE __mmask16 first_lanes(int count) {
 KF_INLINE int32_t largest_bits_512(const float* x, int k) {
   __m512i largest = _mm512_setzero_si512();
   for (int i = 0; i < k; i += 16) {
-    const __m512i bits = _mm512_castps_si512(load_16_stored(x + i, first_lanes(k - i)));
+    const __m512i bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(first_lanes(k - i), x + i));
     largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(kMagnitude)));
   }
   return _mm512_reduce_max_epi32(largest);
@@ -158,14 +153,15 @@ KF_INLINE int32_t largest_bits_512(const uint16_t* x, int k) {
   return _mm512_reduce_max_epi32(_mm512_max_epi32(high, low)) << 16;
 }
 
-// Slices of 16 elements at a time; `sums` is the sum of each slice, for the correction of unsigned weights.
-template <int kSlices, bool kReadSmall, class T>
-KF_INLINE void cut_elements_512(const T* x, int k, int depth, int32_t exponent, int8_t* slices, int32_t* sums) {
+// Slices of 16 float32 elements at a time; `sums` is the sum of each slice, for the correction of unsigned weights.
+template <bool kReadSmall>
+KF_INLINE void cut_elements_512(const float* x, int k, int depth, int32_t exponent, int8_t* slices, int32_t* sums) {
+  constexpr int kSlices = 3;
   __m512i totals[kSlices];  // of what is left of the window at each slice
   for (int s = 0; s < kSlices; ++s) totals[s] = _mm512_setzero_si512();
   const __m512 factor = _mm512_set1_ps(kf_f((8 * kSlices - 1 - exponent + 127) << 23));
   for (int i = 0; i < k; i += 16) {
-    const __m512 value = load_16_stored(x + i, __mmask16(0xFFFF));
+    const __m512 value = _mm512_loadu_ps(x + i);
     // Exact but where the product is below any half: then it rounds to 0 all the same.
     __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(value, factor));
     if (kReadSmall) {
@@ -182,6 +178,33 @@ KF_INLINE void cut_elements_512(const T* x, int k, int depth, int32_t exponent, 
   for (int s = kSlices - 1; s > 0; --s) sums[s] -= 256 * sums[s - 1];
 }
 
+// The same for bfloat16, 32 elements at a time: both slices come from 16-bit windows.
+template <bool kReadSmall>
+KF_INLINE void cut_elements_512(const uint16_t* x, int k, int depth, int32_t exponent, int8_t* slices, int32_t* sums) {
+  const __m512i ones = _mm512_set1_epi16(1);
+  __m512i total = _mm512_setzero_si512(), total_high = _mm512_setzero_si512();
+  const __m512 factor = _mm512_set1_ps(kf_f((15 - exponent + 127) << 23));
+  for (int i = 0; i < k; i += 32) {
+    __m512i words = _mm512_loadu_si512(x + i);
+    if (kReadSmall) {
+      const __m512i magnitude = _mm512_and_si512(words, _mm512_set1_epi16(0x7FFF));
+      words = _mm512_maskz_mov_epi16(_mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(kSmallestRead >> 16)), words);
+    }
+    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(int(0xFFFF0000))));
+    const __m512i q_even = _mm512_cvtps_epi32(_mm512_mul_ps(even, factor));
+    const __m512i q_odd = _mm512_cvtps_epi32(_mm512_mul_ps(odd, factor));
+    const __m512i q = _mm512_mask_mov_epi16(q_even, 0xAAAAAAAA, _mm512_slli_epi32(q_odd, 16));
+    const __m512i high = _mm512_srai_epi16(_mm512_add_epi16(q, _mm512_set1_epi16(128)), 8);  // |q| is at most 32639
+    total = _mm512_dpwssd_epi32(total, q, ones);
+    total_high = _mm512_dpwssd_epi32(total_high, high, ones);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(slices + i), _mm512_cvtepi16_epi8(high));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(slices + depth + i), _mm512_cvtepi16_epi8(q));
+  }
+  sums[0] = _mm512_reduce_add_epi32(total_high);
+  sums[1] = _mm512_reduce_add_epi32(total) - 256 * sums[0];
+}
+
 // As cut_row.
 template <int kSlices, class T>
 KF_INLINE int32_t cut_row_512(const T* x, int k, int depth, int8_t* slices, int32_t* sums) {
@@ -190,9 +213,9 @@ KF_INLINE int32_t cut_row_512(const T* x, int k, int depth, int8_t* slices, int3
     std::memset(slices, 0, size_t(kSlices) * depth);
     std::fill_n(sums, kSlices, 0);
   } else if (exponent > 8 * kSlices - 50) {  // what reads as zero rounds to zero
-    cut_elements_512<kSlices, false>(x, k, depth, exponent, slices, sums);
+    cut_elements_512<false>(x, k, depth, exponent, slices, sums);
   } else {
-    cut_elements_512<kSlices, true>(x, k, depth, exponent, slices, sums);
+    cut_elements_512<true>(x, k, depth, exponent, slices, sums);
   }
   return exponent;
 }
@@ -229,36 +252,50 @@ KF_INLINE void pack_strip_512(const int8_t* const rows[16], int k, int depth, ui
   }
 }
 
-template <int kRows, int kStrips>
+// kStrips strips of 16 columns; with kHalf the first 8 columns of one more.
+template <int kRows, int kStrips, bool kHalf = false>
 KF_INLINE void sliced_products_512(const int8_t* a, const uint8_t* b, int depth, const int32_t* sums, int32_t* out,
                                    int ld_out) {
   __m512i acc[kRows][kStrips];
+  __m256i half[kRows];
   for (int r = 0; r < kRows; ++r) {
     for (int s = 0; s < kStrips; ++s) acc[r][s] = _mm512_set1_epi32(-128 * sums[r]);
+    half[r] = _mm256_set1_epi32(-128 * sums[r]);
   }
   for (int group = 0; group < depth / 4; ++group) {
+    const uint8_t* columns = b + group * 64;
     __m512i w[kStrips];
-    for (int s = 0; s < kStrips; ++s) w[s] = _mm512_load_si512(b + (int64_t(s) * depth + group * 4) * 16);
+    for (int s = 0; s < kStrips; ++s) w[s] = _mm512_load_si512(columns + int64_t(s) * depth * 16);
+    __m256i last = _mm256_setzero_si256();
+    if (kHalf) last = _mm256_load_si256(reinterpret_cast<const __m256i*>(columns + int64_t(kStrips) * depth * 16));
     for (int r = 0; r < kRows; ++r) {
       int32_t four;
       std::memcpy(&four, a + int64_t(r) * depth + group * 4, 4);
       const __m512i x = _mm512_set1_epi32(four);
       for (int s = 0; s < kStrips; ++s) acc[r][s] = _mm512_dpbusd_epi32(acc[r][s], w[s], x);
+      if (kHalf) half[r] = _mm256_dpbusd_epi32(half[r], last, _mm512_castsi512_si256(x));
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int s = 0; s < kStrips; ++s) _mm512_store_si512(out + int64_t(r) * ld_out + s * 16, acc[r][s]);
+    int32_t* row = out + int64_t(r) * ld_out;
+    for (int s = 0; s < kStrips; ++s) _mm512_store_si512(row + s * 16, acc[r][s]);
+    if (kHalf) _mm256_store_si256(reinterpret_cast<__m256i*>(row + kStrips * 16), half[r]);
   }
 }
 
 template <int kRows>
-KF_INLINE void sliced_rows_512(const int8_t* a, const uint8_t* b, int strips, int depth, const int32_t* sums,
+KF_INLINE void sliced_rows_512(const int8_t* a, const uint8_t* b, int columns, int depth, const int32_t* sums,
                                int32_t* out, int ld_out) {
-  // Four strips of 16 columns with four rows fill the registers; a fifth alone would wait for its own sums.
+  // Four strips of 16 columns with four rows fill the registers; a fifth alone would wait for its own sums, half of one
+  // finds room beside them.
+  const int strips = (columns + 15) / 16;
   for (int s = 0, taken; s < strips; s += taken) {
-    taken = strips - s == 5 ? 3 : std::min(strips - s, 4);
     const uint8_t* from = b + int64_t(s) * depth * 16;
     int32_t* to = out + s * 16;
+    if (strips - s == 5 && columns % 16 > 0 && columns % 16 <= 8) {
+      return sliced_products_512<kRows, 4, true>(a, from, depth, sums, to, ld_out);
+    }
+    taken = strips - s == 5 ? 3 : std::min(strips - s, 4);
     if (taken == 4) sliced_products_512<kRows, 4>(a, from, depth, sums, to, ld_out);
     if (taken == 3) sliced_products_512<kRows, 3>(a, from, depth, sums, to, ld_out);
     if (taken == 2) sliced_products_512<kRows, 2>(a, from, depth, sums, to, ld_out);
@@ -301,17 +338,19 @@ KF_INLINE void join_row_512(const SlicedDot& g, int row, int32_t exponent, const
 
 template <int kSlices, class T>
 int sliced_dot_512(const SlicedDot& g) {
-  constexpr int kTokens = kSlices == 2 ? 2 : 1, kRows = kTokens * kSlices;
+  // Tokens of one product, and of a batch: the cutting of one token need not wait for that of the one before.
+  constexpr int kTokens = kSlices == 2 ? 2 : 1, kBatch = 8 * kTokens, kRows = kTokens * kSlices;
   static thread_local Scratch scratch;
   const int depth = (g.k + 63) / 64 * 64, columns = kWeightSlices * g.n, strips = (columns + 15) / 16;
   const int ld = strips * 16;
-  if (!scratch.reserve(size_t(ld) * depth + kRows * (size_t(depth) + ld * sizeof(int32_t)) + 4 * Scratch::kAlignment)) {
+  if (!scratch.reserve(size_t(ld) * depth + kBatch * kSlices * (size_t(depth) + ld * sizeof(int32_t)) +
+                       4 * Scratch::kAlignment)) {
     return kOutOfMemory;
   }
   uint8_t* b = scratch.take<uint8_t>(size_t(ld) * depth);
-  int8_t* a = scratch.take<int8_t>(size_t(kRows) * depth);
-  int32_t* products = scratch.take<int32_t>(size_t(kRows) * ld);
-  std::memset(a, 0, size_t(kRows) * depth);  // what lies beyond k stays zero
+  int8_t* a = scratch.take<int8_t>(size_t(kBatch) * kSlices * depth);
+  int32_t* products = scratch.take<int32_t>(size_t(kBatch) * kSlices * ld);
+  std::memset(a, 0, size_t(kBatch) * kSlices * depth);  // what lies beyond k stays zero
   for (int strip = 0; strip < strips; ++strip) {
     const int8_t* rows[16];
     for (int c = 0; c < 16; ++c) {
@@ -320,14 +359,18 @@ int sliced_dot_512(const SlicedDot& g) {
     }
     pack_strip_512(rows, g.k, depth, b + int64_t(strip) * depth * 16);
   }
-  for (int row = 0; row < g.m; row += kTokens) {
-    int32_t exponents[kTokens], sums[kRows];
-    const int tokens = std::min(kTokens, g.m - row);
-    for (int t = 0; t < kTokens; ++t) {
+  for (int row = 0; row < g.m; row += kBatch) {
+    int32_t exponents[kBatch], sums[kBatch * kSlices];
+    const int tokens = std::min(kBatch, g.m - row);
+    const int padded = (tokens + kTokens - 1) / kTokens * kTokens;  // the last token is taken twice
+    for (int t = 0; t < padded; ++t) {
       const T* x = static_cast<const T*>(g.x) + (row + std::min(t, tokens - 1)) * g.ldx;
       exponents[t] = cut_row_512<kSlices>(x, g.k, depth, a + int64_t(t) * kSlices * depth, sums + t * kSlices);
     }
-    sliced_rows_512<kRows>(a, b, strips, depth, sums, products, ld);
+    for (int t = 0; t < padded; t += kTokens) {
+      sliced_rows_512<kRows>(a + int64_t(t) * kSlices * depth, b, columns, depth, sums + t * kSlices,
+                             products + int64_t(t) * kSlices * ld, ld);
+    }
     for (int t = 0; t < tokens; ++t) {
       join_row_512<kSlices>(g, row + t, exponents[t], products + int64_t(t) * kSlices * ld, ld);
     }

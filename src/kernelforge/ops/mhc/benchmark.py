@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ...bench import Report, Row, interleaved, measure_roofline
+from ...bench import Report, Row, interleaved, measure_roofline, peak_memory
 from ...bench.competing import against_torch
+from ...runtime import host_memory
 from ..support import home_of
 from . import eager
 from .op import mhc_post, mhc_pre
@@ -43,6 +44,8 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
         "mhc_pre's projection is six int8 dots of 16384 elements for 24 outputs: 19.3 GOP.",
         "Backward: the gradients alone, the forward pass done before (torch.autograd.grad, retain_graph).",
         "extra MiB: resident memory at its highest during a call, above operands; the results are part of it.",
+        "The copy is into memory that is there; results of 8 MiB and more lie in blocks that earlier results left, "
+        "torch's in fresh memory. In fresh memory: the same without that pool (KERNELFORGE_HOST_CACHE_MIB=0).",
     ]
     size = f"{TOKENS} tokens, n = {N}, C = {C}, bfloat16"
     for name, ours, theirs, given in (
@@ -51,9 +54,57 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
     ):
         observe(f"{name} forward")
         report.rows.append(_forward(f"{name}, {size}, forward", ours, theirs, given, device, roof.copy))
+        if home == "cpu":
+            report.rows.append(_in_fresh_memory(report.rows[-1], ours, given, device))
         observe(f"{name} backward")
         report.rows.append(_backward(f"{name}, {size}, backward", ours, theirs, given, device, roof.copy))
+    if home == "cpu":
+        report.rows += _modules(device, observe)
     return report
+
+
+def _in_fresh_memory(row: Row, ours: Any, given: tuple[Tensor, ...], device: str) -> Row:
+    """A forward row's call where no result finds memory of an earlier one."""
+    kept = host_memory.shared.limit
+    host_memory.shared.limit = 0
+    try:
+        taken = interleaved({"call": lambda: ours(*given, backend=device)}, rounds=5)["call"].median * 1e3
+    finally:
+        host_memory.shared.limit = kept
+    values: dict[str, Any] = {"ms": taken}
+    for other in ("torch eager", "torch.compile"):
+        theirs = row.values[f"{other} ms"]
+        assert isinstance(theirs, float)
+        values[f"x {other}"] = theirs / taken
+    return Row(f"{row.name}, in fresh memory", values)
+
+
+def _modules(device: str, observe: Callable[[str], None]) -> list[Row]:
+    """Forward and backward of a run of modules around a cheap block, with both settings of ``recompute``."""
+    from ...nn import HyperConnection
+
+    layers, tokens = 4, TOKENS // 2
+    calls = {}
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        modules = [HyperConnection(C, N, recompute=recompute and i > 0, backend=device) for i in range(layers)]
+        start = torch.randn(1, tokens, N, C).to(torch.bfloat16)
+
+        def call(modules: list[HyperConnection] = modules, start: Tensor = start) -> None:
+            x = start.requires_grad_()
+            for module in modules:
+                x = module(x, torch.nn.functional.silu)
+            x.backward(torch.ones_like(x))
+
+        calls[f"{layers} HyperConnection, {tokens} tokens, forward and backward, recompute={recompute}"] = call
+    observe("modules")
+    taken = interleaved(calls, rounds=3)
+    rows = []
+    for name, call in calls.items():
+        memory = peak_memory(call)
+        values = {"ms": taken[name].median * 1e3, "extra MiB": None if memory is None else memory / 2**20}
+        rows.append(Row(name, values))
+    return rows
 
 
 def _operands(tokens: int, channels: int, home: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
