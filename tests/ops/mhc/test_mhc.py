@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kernelforge as kf
-from kernelforge.ops.mhc import conformance, plans
+from kernelforge.bench import peak_memory
+from kernelforge.ops.mhc import benchmark, conformance, plans
 from kernelforge.ops.mhc.conformance import DATA, Problem
 from kernelforge.runtime import KernelSpec
 
@@ -248,3 +249,15 @@ def test_large_results_are_written_whole():
         alone = kf.mhc_pre(x[part], *weights)
         assert torch.equal(alone[0], collapsed[part])
         assert torch.equal(kf.mhc_post(y[part], x[part], *alone[1:]), out[part])
+
+
+def test_forward_needs_no_temporary_of_the_streams_size():
+    pre, post = benchmark._operands(2048, 2048, "cpu")
+    size = pre[0].nbytes
+    for call, results in (
+        (lambda: kf.mhc_pre(*pre), size // 4),
+        (lambda: kf.mhc_post(*post), size),
+    ):
+        rise = peak_memory(call)
+        if rise is not None:
+            assert rise < results + size // 2

@@ -80,14 +80,14 @@ def _in_fresh_memory(row: Row, ours: Any, given: tuple[Tensor, ...], device: str
 
 
 def _modules(device: str, observe: Callable[[str], None]) -> list[Row]:
-    """Forward and backward of a run of modules around a cheap block, with both settings of ``recompute``."""
+    """Forward and backward of modules around a cheap block: ``recompute`` off, and on but for every fourth."""
     from ...nn import HyperConnection
 
-    layers, tokens = 4, TOKENS // 2
+    layers, run, tokens = 12, 4, 512
     calls = {}
     for recompute in (False, True):
         torch.manual_seed(0)
-        modules = [HyperConnection(C, N, recompute=recompute and i > 0, backend=device) for i in range(layers)]
+        modules = [HyperConnection(C, N, recompute=recompute and i % run > 0, backend=device) for i in range(layers)]
         start = torch.randn(1, tokens, N, C).to(torch.bfloat16)
 
         def call(modules: list[HyperConnection] = modules, start: Tensor = start) -> None:
@@ -96,7 +96,8 @@ def _modules(device: str, observe: Callable[[str], None]) -> list[Row]:
                 x = module(x, torch.nn.functional.silu)
             x.backward(torch.ones_like(x))
 
-        calls[f"{layers} HyperConnection, {tokens} tokens, forward and backward, recompute={recompute}"] = call
+        kept = f"streams kept every {run}" if recompute else "all streams kept"
+        calls[f"{layers} HyperConnection, {tokens} tokens, forward and backward, {kept}"] = call
     observe("modules")
     taken = interleaved(calls, rounds=3)
     rows = []
