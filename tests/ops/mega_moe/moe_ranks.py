@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import kernelforge as kf
-from kernelforge.nn import MXFP4Experts
+from kernelforge.nn import MoE, MXFP4Experts
 from kernelforge.ops.mega_moe.parallel import session as sessions
 from kernelforge.ops.mega_moe.parallel.gradient import backward
 from kernelforge.ops.mega_moe.parallel.headed import CheckedTransport, Link
@@ -77,6 +77,19 @@ def run_training(group, dense, tokens, grad, shares, limit) -> list[np.ndarray]:
     out.backward(torch.from_numpy(grad[shares[group.rank()]].copy()).view(torch.bfloat16))
     found = weight.grad, module.gate_up.grad, module.down.grad
     return [x.grad.view(torch.uint16).numpy(), *(tensor.numpy() for tensor in found)]
+
+
+def run_moe(group, settings, tokens, shares) -> list[np.ndarray]:
+    """A whole layer's output (bits) on this rank, and the gradients of its experts, from the same seed everywhere."""
+    torch.manual_seed(0)
+    whole = MoE(**settings)
+    dense = whole.experts.gate_up.detach(), whole.experts.down.detach()
+    limit = whole.experts.swiglu_limit
+    whole.experts = MXFP4Experts.from_dense(*dense, limit, trainable=True, group=group)
+    out = whole(torch.from_numpy(tokens[shares[group.rank()]].copy()).view(torch.bfloat16))
+    out.float().sum().backward()
+    found = out.detach().view(torch.uint16), whole.experts.gate_up.grad, whole.experts.down.grad
+    return [tensor.numpy() for tensor in found]
 
 
 def configure(group, timeout=60.0, checksums=False, link=None) -> None:

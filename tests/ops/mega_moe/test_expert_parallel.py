@@ -6,11 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from gloo_ranks import Ranks
 from moe_data import HIDDEN, INTER, LIMIT, choices, layer
-from moe_ranks import run_autograd, run_backward, run_layer, run_training
+from moe_ranks import run_autograd, run_backward, run_layer, run_moe, run_training
 
 from kernelforge.formats import bf16, mx
+from kernelforge.nn import MoE
 from kernelforge.ops.mega_moe import reference
 
 EXPERTS, TOKENS, SLOTS = 8, 37, 3
@@ -141,3 +143,20 @@ def test_a_module_over_ranks_trains_with_the_gradients_of_one_process(ranks):
     shares = _shares("in order", ranks.size)
     for rank, found in enumerate(ranks.call(run_training, dense, tokens, grad, shares, LIMIT)):
         assert_gradients(found, expected, shares, rank, ranks.size, "module")
+
+
+def test_a_whole_layer_over_ranks_is_that_of_one_process(ranks):
+    settings = {"hidden": HIDDEN, "inter": INTER, "experts": EXPERTS, "k": SLOTS, "shared_inter": INTER}
+    settings |= {"swiglu_limit": LIMIT, "trainable": True}
+    x = _tokens("some")[0]
+    torch.manual_seed(0)
+    module = MoE(**settings)
+    out = module(torch.from_numpy(x).view(torch.bfloat16))
+    out.float().sum().backward()
+    shares = _shares("in order", ranks.size)
+    each = EXPERTS // ranks.size
+    for rank, (found, gate_up, down) in enumerate(ranks.call(run_moe, settings, x, shares)):
+        own = slice(rank * each, (rank + 1) * each)
+        assert np.array_equal(found, out.detach().view(torch.uint16).numpy()[shares[rank]])
+        assert np.array_equal(gate_up, module.experts.gate_up.grad[own].numpy())
+        assert np.array_equal(down, module.experts.down.grad[own].numpy())

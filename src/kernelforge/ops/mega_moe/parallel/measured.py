@@ -122,4 +122,5 @@ def choose_waves(
         bandwidth=1 / max(seconds_per_byte, 1e-15),
         latency=latency,
     )
-    return best_waves(work, rates, sizes, wave_counts(local))
+    useful = [count for count in wave_counts(local) if count <= max(1, touched.max())]  # more would be empty
+    return best_waves(work, rates, sizes, useful)
