@@ -36,8 +36,8 @@ class Call(NamedTuple):
 
     def queries(self, index: object) -> Call:
         """The same call for some of an unbatched call's queries."""
-        chosen = {name: getattr(self, name)[index].contiguous() for name in ("q", "q_scale", "weights")}
-        return self._replace(**chosen, kv_len=None if self.kv_len is None else self.kv_len[index].contiguous())
+        names = [name for name in ("q", "q_scale", "weights", "kv_len") if getattr(self, name) is not None]
+        return self._replace(**{name: getattr(self, name)[index].contiguous() for name in names})
 
 
 def draw(

@@ -204,7 +204,7 @@ def test_torch_registration_is_complete():
             torch.ops.kernelforge.lightning_indexer.default, (*call[:5], TOPK, call.kv_len, None), test_utils=checks
         )
         torch.library.opcheck(
-            torch.ops.kernelforge.indexer_logits.default, (*call, torch.bfloat16, None), test_utils=checks
+            torch.ops.kernelforge.indexer_logits.default, (*call, False, torch.bfloat16, None), test_utils=checks
         )
 
 

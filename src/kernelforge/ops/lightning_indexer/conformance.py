@@ -31,6 +31,7 @@ BF16_DATA = ("normal", "ties", "zeros", "bits", "special", "huge", "tiny", "spec
 """For bfloat16 queries and keys: ``bits`` are uniformly random, ``special`` puts infinities, NaN, zeros and the ends of
 what is read among ordinary values."""
 
+GRADIENTS = ("dq", "dk", "dweights")
 LENGTHS = ("all", "causal", "ragged", "none")
 
 
@@ -68,11 +69,15 @@ class Operands:
 
 
 def cases(seed: int, size: str) -> Iterator[Case]:
-    """``ci``: four kernels, every kind of data and of lengths. ``full``: many shapes."""
+    """``ci``: eight kernels, every kind of data and of lengths. ``full``: many shapes."""
     for problem in _ci(seed) if size == "ci" else _full(seed):
         yield Case(problem.name, functools.partial(_expected, problem), functools.partial(_run, problem))
-        logits = problem.name.replace("select", "logits")
-        yield Case(logits, functools.partial(_expected_logits, problem), functools.partial(_run_logits, problem))
+        for what, expected, run in (
+            ("logits", _expected_logits, _run_logits),
+            ("gradients", _expected_gradients, _run_gradients),
+        ):
+            name = problem.name.replace("select", what)
+            yield Case(name, functools.partial(expected, problem), functools.partial(run, problem))
 
 
 def _ci(seed: int) -> Iterator[Problem]:
@@ -99,25 +104,29 @@ def _full(seed: int) -> Iterator[Problem]:
 
 def kernels(device: str) -> Mapping[str, KernelSpec]:
     """DeepSeek-V4's indexers, in FP4 and in bfloat16."""
-    from .plans import KERNELS, NEEDS
+    from .plans import BACKWARD_KERNELS, KERNELS, NEEDS
 
     found = {}
 
-    def add(variant: str, kernel: str, problem: Mapping[str, Any], **parameters: Any) -> None:
+    def add(variant: str, builder: str, problem: Mapping[str, Any], **parameters: Any) -> None:
+        kernel = builder.partition(":")[2]
         tiles = dict(schedule("lightning_indexer", device, kernel=kernel, **problem))
         for only_planned in ("piece", "most_blocks"):
             tiles.pop(only_planned, None)
-        found[variant] = KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **parameters, **tiles)
+        found[variant] = KernelSpec.of(builder, NEEDS, **parameters, **tiles)
 
     for qk_format, suffix in (("e2m1", ""), ("bf16", "-bf16")):
-        shape = {"H": 64, "D": 128, "qk_format": qk_format}
+        shape: dict[str, Any] = {"H": 64, "D": 128, "qk_format": qk_format}
         for name, topk in (("flash", 512), ("pro", 1024)):
             problem = {"B": 1, "S": 1, "T": 1 << 18, "topk": topk, **shape}
-            add(name + suffix, "lightning_indexer", problem, **shape, topk=topk, final=True)
-            add(f"{name}-piece{suffix}", "lightning_indexer", problem, **shape, topk=topk, final=False)
+            add(name + suffix, f"{KERNELS}:lightning_indexer", problem, **shape, topk=topk, final=True)
+            add(f"{name}-piece{suffix}", f"{KERNELS}:lightning_indexer", problem, **shape, topk=topk, final=False)
             if not suffix:
-                add(f"{name}-merge", "merge_selections", problem, topk=topk)
-        add("logits" + suffix, "indexer_logits", problem, **shape, out_dtype="bfloat16")
+                add(f"{name}-merge", f"{KERNELS}:merge_selections", problem, topk=topk)
+        add("logits" + suffix, f"{KERNELS}:indexer_logits", problem, **shape, out_dtype="bfloat16")
+        for kernel in ("query_gradient", "entry_gradient"):
+            variant = kernel.replace("_", "-") + suffix
+            add(variant, f"{BACKWARD_KERNELS}:{kernel}", problem, **shape, dtype="bfloat16")
     return found
 
 
@@ -234,6 +243,24 @@ def _expected_logits(problem: Problem) -> Arrays:
     return {"logits": np.stack(scores)}
 
 
+def draw_grad(problem: Problem) -> NDArray[np.float32]:
+    """bfloat16 gradients of the logits, with special ones among those of ``special`` and ``codes``."""
+    random = seeded(problem.seed, problem.name, "grad")
+    grad = random.standard_normal((problem.B, problem.S, problem.T)).astype(np.float32)
+    if problem.data in ("special", "codes"):
+        spots = random.integers(0, max(grad.size, 1), grad.size // 40)
+        grad.reshape(-1)[spots] = random.choice((np.nan, np.inf, 0.0, -0.0, 2.0**-60, 1e30), spots.size)
+    return bf16.decode(bf16.encode(grad))
+
+
+def _expected_gradients(problem: Problem) -> Arrays:
+    found = [
+        reference.indexer_logits_backward(grad, x.q, x.q_scale, x.k, x.k_scale, x.weights, x.kv_len)
+        for grad, x in zip(draw_grad(problem), _each(operands(problem)), strict=True)
+    ]
+    return {name: np.stack(parts) for name, parts in zip(GRADIENTS, zip(*found, strict=True), strict=True)}
+
+
 class Tensors(NamedTuple):
     """The operands where the device wants them."""
 
@@ -289,3 +316,17 @@ def _run_logits(problem: Problem, device: str) -> Arrays:
     x = _tensors(problem, device)
     logits = indexer_logits(x.q, x.q_scale, x.k, x.k_scale, x.weights, x.kv_len, backend=device)
     return {"logits": logits.cpu().view(torch.uint16).numpy()}
+
+
+def _run_gradients(problem: Problem, device: str) -> Arrays:
+    import torch
+
+    from .backward import backward
+
+    x = _tensors(problem, device)
+    grad = torch.from_numpy(draw_grad(problem)).to(x.q.device, torch.bfloat16)
+    found = backward(grad, *x, False, True, device)
+    return {
+        name: tensor.cpu().view(torch.uint16 if tensor.dtype == torch.bfloat16 else torch.float32).numpy()
+        for name, tensor in zip(GRADIENTS, found, strict=True)
+    }

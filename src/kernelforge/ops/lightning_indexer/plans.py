@@ -10,7 +10,7 @@ import torch
 from ...backends import Executable
 from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from ...runtime import KernelSpec, executable, schedule
-from ..support import Meta, choose_device, expect
+from ..support import Meta, choose_device, expect, meta
 
 BLOCK = 32
 LARGEST_TOPK = 4096
@@ -22,11 +22,23 @@ LARGEST_TENSOR = 2**31
 
 NEEDS = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32})
 KERNELS = "kernelforge.ops.lightning_indexer.kernel"
+BACKWARD_KERNELS = f"{KERNELS}_backward"
 LOGIT_DTYPES = (torch.bfloat16, torch.float32)
 
 
-class Given(NamedTuple):
+class Operands(NamedTuple):
     """The operands of a call."""
+
+    q: torch.Tensor
+    q_scale: torch.Tensor | None
+    k: torch.Tensor
+    k_scale: torch.Tensor | None
+    weights: torch.Tensor
+    kv_len: torch.Tensor | None
+
+
+class Given(NamedTuple):
+    """What is checked of them."""
 
     q: Meta | None
     q_scale: Meta | None
@@ -34,6 +46,11 @@ class Given(NamedTuple):
     k_scale: Meta | None
     weights: Meta | None
     kv_len: Meta | None
+
+
+def given(operands: Operands) -> Given:
+    """The description of operands; hashable, for plans that are made once."""
+    return Given(*map(meta, operands))
 
 
 class Problem(NamedTuple):
@@ -47,13 +64,13 @@ class Problem(NamedTuple):
     qk_format: str
 
 
-def check(given: Given) -> Problem:
+def check(known: Given) -> Problem:
     """The problem that operands make.
 
     Raises:
         TypeError, ValueError: an operand is wrong; the message names it.
     """
-    q, q_scale, k, k_scale, weights, kv_len = given
+    q, q_scale, k, k_scale, weights, kv_len = known
     if q is None or len(q.shape) not in (3, 4):
         raise ValueError(f"q: given {q}, wanted uint8[S, H, D/2] or bfloat16[S, H, D], or these with a leading B")
     device, batch, wide = q.device, q.shape[:-3], q.dtype == torch.bfloat16
@@ -82,10 +99,10 @@ def check(given: Given) -> Problem:
     return Problem(batch.numel(), S, T, H, D, "bf16" if wide else "e2m1")
 
 
-def home(given: Given, backend: str | None) -> tuple[str, torch.device]:
+def home(known: Given, backend: str | None) -> tuple[str, torch.device]:
     """The kernelforge device that runs a checked call, and where its tensors lie."""
-    assert given.q is not None
-    return choose_device(backend, given.q.device), given.q.device
+    assert known.q is not None
+    return choose_device(backend, known.q.device), known.q.device
 
 
 def tuned(kernel: str, device: str, problem: Problem, topk: int = 0) -> dict[str, int]:
@@ -93,9 +110,9 @@ def tuned(kernel: str, device: str, problem: Problem, topk: int = 0) -> dict[str
     return dict(schedule("lightning_indexer", device, kernel=kernel, topk=topk, **problem._asdict()))
 
 
-def compiled(kernel: str, device: str, tiles: dict[str, int], **parameters: object) -> Executable:
+def compiled(builder: str, device: str, tiles: dict[str, int], **parameters: object) -> Executable:
     """A kernel of this op, ready to launch."""
-    return executable(KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **parameters, **tiles), device)
+    return executable(KernelSpec.of(builder, NEEDS, **parameters, **tiles), device)
 
 
 def work_table(problem: Problem, block_S: int, pieces: int, piece: int, device: torch.device) -> torch.Tensor:
@@ -169,12 +186,12 @@ class Selection(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def select_plan(given: Given, topk: int, backend: str | None) -> Selection | None:
+def select_plan(known: Given, topk: int, backend: str | None) -> Selection | None:
     """None where there is nothing to choose from."""
-    problem = check(given)
+    problem = check(known)
     if not 1 <= topk <= LARGEST_TOPK:
         raise ValueError(f"topk: given {topk}, wanted 1 to {LARGEST_TOPK}")
-    device, where = home(given, backend)
+    device, where = home(known, backend)
     if problem.B * problem.S == 0 or problem.T == 0:
         return None
     tiles = tuned("lightning_indexer", device, problem, topk)
@@ -186,9 +203,11 @@ def select_plan(given: Given, topk: int, backend: str | None) -> Selection | Non
     parameters = {"H": problem.H, "D": problem.D, "qk_format": problem.qk_format, "topk": topk}
     merge = None
     if pieces > 1:
-        merge = compiled("merge_selections", device, tuned("merge_selections", device, problem, topk), topk=topk)
+        merge = compiled(
+            f"{KERNELS}:merge_selections", device, tuned("merge_selections", device, problem, topk), topk=topk
+        )
     return Selection(
-        compiled("lightning_indexer", device, tiles, final=pieces == 1, **parameters),
+        compiled(f"{KERNELS}:lightning_indexer", device, tiles, final=pieces == 1, **parameters),
         merge,
         pieces,
         Stream.of(problem, tiles, pieces, piece, where),
@@ -203,23 +222,23 @@ class Logits(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def logits_plan(given: Given, out_dtype: torch.dtype, backend: str | None) -> Logits | None:
+def logits_plan(known: Given, out_dtype: torch.dtype, backend: str | None) -> Logits | None:
     """None where there are no logits."""
-    problem = check(given)
+    problem = check(known)
     if out_dtype not in LOGIT_DTYPES:
         raise TypeError(f"out_dtype: given {out_dtype}, wanted torch.bfloat16 or torch.float32")
     cells = problem.B * problem.S * problem.T
     if cells >= LARGEST_TENSOR:
         raise ValueError(
-            f"q: given {given.q} and k {given.k}, so {cells} logits; fewer than 2^31 are wanted, split the queries"
+            f"q: given {known.q} and k {known.k}, so {cells} logits; fewer than 2^31 are wanted, split the queries"
         )
-    device, where = home(given, backend)
+    device, where = home(known, backend)
     if cells == 0:
         return None
     tiles = tuned("indexer_logits", device, problem)
     parameters = {"H": problem.H, "D": problem.D, "qk_format": problem.qk_format}
     out = str(out_dtype).removeprefix("torch.")
     return Logits(
-        compiled("indexer_logits", device, tiles, out_dtype=out, **parameters),
+        compiled(f"{KERNELS}:indexer_logits", device, tiles, out_dtype=out, **parameters),
         Stream.of(problem, tiles, 1, problem.T, where),
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...formats import bf16, mx
 from ...numerics import window
 from ...numerics.block_accumulate import mx_block_accumulate
-from ...numerics.row_sum import row_sum
+from ...numerics.row_sum import LANES, row_sum
 
 SMALLEST_PRODUCT = np.float32(2.0**-100)
 """Smaller weighted dots are +0."""
@@ -130,3 +130,69 @@ def indexer_logits(
     scores = indexer_scores(q, q_scale, k, k_scale, weights)
     scores = np.where(np.arange(k.shape[0]) < np.asarray(kv_len)[:, None], scores, np.float32(-np.inf))
     return scores if out_dtype == "float32" else bf16.encode(scores)
+
+
+def _cut(x: NDArray[np.float32], slices: int) -> tuple[window.Window, NDArray[np.bool_]]:
+    """Windows of the rows of ``x`` as read, and which rows are finite, [M, 1]; the others' integers are 0."""
+    usable = np.asarray(np.isfinite(x).all(-1, keepdims=True))
+    return window.window(np.where(usable, mx.flush(x), np.float32(0)), slices), usable
+
+
+def _masked_dot(
+    row: NDArray[np.float32], slices: int, keep: NDArray[np.bool_], columns: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Contract C4: ``row`` [L], where ``keep`` [M, L] says so, times ``columns`` [L, N]; float32 [M, N].
+
+    The row is cut whole, so its exponent does not depend on ``keep``.
+    """
+    (a, a_usable), (b, b_usable) = _cut(row[None], slices), _cut(np.ascontiguousarray(columns.T), 2)
+    masked = window.Window(a.q * keep, np.repeat(a.exponent, len(keep)), slices)
+    return np.where(a_usable & b_usable.T, window.sliced_dot(masked, b), np.float32(np.nan))
+
+
+def _limited_product(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """fl(x * y), +0 below 2^-100."""
+    found = x * y
+    return np.where(np.abs(found) < SMALLEST_PRODUCT, np.float32(0), found)
+
+
+def _values(x: NDArray[Any], scale: NDArray[np.uint8] | None) -> NDArray[np.float32]:
+    return bf16.decode(x) if scale is None else mx.dequantize_mxfp4(x, scale)
+
+
+def indexer_logits_backward(
+    grad: NDArray[np.float32],
+    q: NDArray[Any],
+    q_scale: NDArray[np.uint8] | None,
+    k: NDArray[Any],
+    k_scale: NDArray[np.uint8] | None,
+    weights: NDArray[np.float32],
+    kv_len: NDArray[np.integer],
+    grad_dtype: str = "bfloat16",
+) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.float32]]:
+    """Gradients of q and k, bfloat16 bits [S, H, D] and [T, D], and of weights, float32 [S, H], of one sequence.
+
+    Args:
+        grad: of the logits, float32 [S, T], values of ``grad_dtype``; what a query does not see counts for nothing.
+        others: as in :func:`indexer_logits`.
+    """
+    products, (S, H) = dots(q, q_scale, k, k_scale), weights.shape
+    q_values, k_values = _values(q, q_scale), _values(k, k_scale)
+    g, w, T = mx.flush(grad), mx.flush(weights), len(k)
+    passes = np.isnan(products) | (products > 0)
+    dq, dk = np.zeros(q_values.shape, np.float32), np.zeros(k_values.shape, np.float32)
+    dweights = np.zeros((S, H), np.float32)
+    with np.errstate(all="ignore"):
+        for s, seen in enumerate(np.clip(kv_len, 0, T)):
+            terms = np.zeros((H, -(-T // LANES) * LANES), np.float32)
+            terms[:, :seen] = _limited_product(g[s, :seen], np.where(passes[s], products[s], np.float32(0))[:, :seen])
+            dweights[s] = row_sum(terms)
+            total = np.zeros(dq[s].shape, np.float32)
+            for first in range(0, int(seen), window.CHUNK):
+                part = slice(first, min(first + window.CHUNK, int(seen)))
+                slices = 2 if grad_dtype == "bfloat16" else 3
+                total = total + _masked_dot(grad[s, part], slices, passes[s, :, part], k_values[part])
+            dq[s] = _limited_product(w[s, :, None], total)
+            share = _masked_dot(weights[s], 3, passes[s].T, q_values[s])
+            dk[:seen] = dk[:seen] + _limited_product(g[s, :seen, None], share[:seen])
+    return bf16.encode(dq), bf16.encode(dk), dweights

@@ -115,6 +115,21 @@ def _dots_fp4(acc: Any, q: Rows, k: Rows) -> None:
 
 
 @T.macro
+def dots(acc: Any, q: Rows, k: Rows) -> None:
+    """acc[t, c] = row c of the queries times row t of the keys; a fragment for FP4, in shared memory for bfloat16."""
+    if q.scale is not None:
+        _dots_fp4(acc, q, k)
+    else:
+        sliced_dot(k.slices, k.exponent, q.slices, q.exponent, acc)
+
+
+def allocate_dots(q: Rows, k: Rows) -> Any:
+    """A float32 tile for :func:`dots`. Queries are its columns, so that a head sum runs along a row."""
+    shape = (k.stored.shape[0], q.stored.shape[0])
+    return T.alloc_shared(shape, "float32") if q.scale is None else T.alloc_fragment(shape, "float32")
+
+
+@T.macro
 def _sums(scores: Any, acc: Any, weights: Any, heads: int) -> None:
     """scores[s, t] = R(H) of the weighted columns of query s in row t of ``acc``."""
     queries, entries = scores.shape
@@ -139,14 +154,12 @@ def indexer_scores(scores: Any, q: Rows, k: Rows, weights: Any, visible: Any, he
         visible: int32 [S] tile, entries of the tile that a query sees.
         heads: H.
     """
-    # Queries are columns of the products, so that a head sum runs along a row.
-    shape = (scores.shape[1], q.stored.shape[0])
     if q.scale is not None:
         with composite("indexer_scores", scores, q.stored, q.scale, k.stored, k.scale, weights, visible, heads=heads):
-            acc = T.alloc_fragment(shape, "float32")
-            _dots_fp4(acc, q, k)
+            acc = allocate_dots(q, k)
+            dots(acc, q, k)
             _sums(scores, acc, weights, heads)
     else:
-        dots = T.alloc_shared(shape, "float32")
-        sliced_dot(k.slices, k.exponent, q.slices, q.exponent, dots)
-        _sums(scores, dots, weights, heads)
+        wide_acc = allocate_dots(q, k)
+        dots(wide_acc, q, k)
+        _sums(scores, wide_acc, weights, heads)
