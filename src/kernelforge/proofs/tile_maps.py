@@ -1,4 +1,4 @@
-"""The tile maps of the MXFP4 GEMM and of the quantization ops: every index inside, every output element stored once."""
+"""Tile maps of the MXFP4 GEMM, quantization and the indexer's gradients: indices inside, outputs stored once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .kernel_accesses import Contents
 _GEMM = "kernelforge.ops.mxfp4_gemm.kernel:mxfp4_gemm"
 _QUANTIZE = "kernelforge.ops.mx_quantize.kernel"
 _FP8 = "kernelforge.ops.fp4_to_fp8.kernel:fp4_to_fp8"
+_INDEXER = "kernelforge.ops.lightning_indexer.kernel_backward"
 EXPERTS = 3
 BLOCK_M = 16
 
@@ -40,6 +41,7 @@ class TileMap:
 def tile_maps() -> Iterator[TileMap]:
     """Kernels of every form; no static extent is a multiple of its tile's, dynamic ones are any."""
     yield from _gemms()
+    yield from _indexer_gradients()
     quantizer: dict[str, Any] = {"K": 160, "dtype": "bfloat16", "block_M": BLOCK_M, "block_K": 128, "threads": 128}
     for element in ("e2m1", "e4m3"):
         spec = KernelSpec.of(f"{_QUANTIZE}:mx_quantize", element=element, scale_rule="ceil", **quantizer)
@@ -73,6 +75,54 @@ def _gemms() -> Iterator[TileMap]:
                 yield TileMap(f"grouped_mxfp4_gemm {a_format}", spec, *known)
             else:
                 yield TileMap(f"mxfp4_gemm {a_format}", spec)
+
+
+class _Queries:
+    """Contents of ``queries``: a sequence's first entry, how many entries are seen, where the gradients begin."""
+
+    def __init__(self) -> None:
+        self.premises: list[z3.BoolRef] = []
+
+    def __call__(self, index: list[z3.ArithRef]) -> z3.ArithRef | None:
+        row, column = index
+        names = ("first_entry", "seen", "first_logit")
+        entry, seen, logit = (z3.Function(name, z3.IntSort(), z3.IntSort())(row) for name in names)
+        self.premises += [entry >= 0, seen >= 0, entry + seen <= z3.Int("entries")]
+        self.premises += [logit >= 0, logit + seen <= z3.Int("cells")]
+        found: z3.ArithRef = (entry, seen, logit)[column.as_long()]
+        return found
+
+
+def _indexer_gradients() -> Iterator[TileMap]:
+    """Gradients of the indexer's logits; keys' for one sequence, whose tiles are in a row."""
+    heads, block_T = 12, 64
+    rows, entries = z3.Ints("rows entries")
+
+    def tiles(index: list[z3.ArithRef]) -> z3.ArithRef:
+        item, column = index
+        found: z3.ArithRef = (z3.IntVal(0), item * block_T, entries, z3.IntVal(0))[column.as_long()]
+        return found
+
+    known: dict[str, Contents] = {"tiles": tiles, "order": lambda i: i[0], "starts": lambda i: i[0] * 128}
+    counts = {
+        "query_gradient": [z3.Int("chunks") == (entries + 127) / 128],
+        "entry_gradient": [z3.Int("steps") == rows, z3.Int("items") == (entries + block_T - 1) / block_T],
+    }
+    parameters: dict[str, Any] = {
+        "H": heads,
+        "D": 96,
+        "dtype": "bfloat16",
+        "block_T": block_T,
+        "block_D": 64,
+        "threads": 128,
+    }
+    for qk_format in ("e2m1", "bf16"):
+        for kernel, premises in counts.items():
+            spec = KernelSpec.of(f"{_INDEXER}:{kernel}", qk_format=qk_format, **parameters)
+            holds: dict[str, Contents] = {"queries": _Queries(), **known}
+            witnesses: dict[str, Witness] = {"item": lambda element: element[0] / block_T}
+            name = f"indexer {kernel} {qk_format}"
+            yield TileMap(name, spec, holds, witnesses, [z3.Int("heads") == rows * heads, *premises])
 
 
 def _row_tile(offsets: Ascending) -> Witness:
