@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from .. import contract
 from ..backends.execution import ORDERS, Execution, executing
 from ..ops.spec import Arrays, Case, OpSpec
+from ..runtime.workers import compiling
 from .compare import compare, digest
 
 
@@ -124,7 +125,8 @@ def run(planned: Plan, seed: int, size: str, observe: Callable[[CaseResult], Non
             observe(results[-1])
         return results
 
-    with ThreadPoolExecutor(max_workers=max(1, min(len(planned.devices), os.cpu_count() or 1))) as pool:
+    threads = max(1, min(len(planned.devices), os.cpu_count() or 1))
+    with compiling(threads), ThreadPoolExecutor(max_workers=threads) as pool:
         per_device = list(pool.map(run_device, planned.devices))
     outcome.results = [result for of_case in zip(*per_device, strict=True) for result in of_case]
     outcome.seconds = time.perf_counter() - started

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import backends, contract
 from ..backends import Backend, Executable, LaunchInfo
+from . import workers
 from .cache import digest_of_files, shared
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -72,6 +73,13 @@ def artifact(spec: KernelSpec, backend: Backend, arch: str) -> tuple[Path, Launc
 
 
 def _compile(spec: KernelSpec, backend: Backend, arch: str, directory: Path) -> None:
+    others = workers.current()
+    if others is None or not others.compile(spec, backend.name, arch, directory):
+        compile_here(spec, backend, arch, directory)
+
+
+def compile_here(spec: KernelSpec, backend: Backend, arch: str, directory: Path) -> None:
+    """Compile a kernel in this process into an empty directory."""
     with _lowering:
         from .. import lowering  # imports TileLang
 
