@@ -61,6 +61,8 @@ sanitize: $(BUILT)
 nightly: $(BUILT)
 	$(BIN)/python -m pytest -m 'slow or not slow' $(PYTEST_ARGS)
 	$(BIN)/kernelforge conform --size full --junit build/conform/junit-full.xml --html build/conform/report-full.html
+	KERNELFORGE_CUDA_VIRTUAL_ARCH=sm_90a $(BIN)/kernelforge conform --backends cuda:virtual \
+	  --junit build/conform/junit-sm_90a.xml --html build/conform/report-sm_90a.html
 
 package: $(BUILT)
 	$(BIN)/python -m build
