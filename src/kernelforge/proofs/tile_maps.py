@@ -95,7 +95,7 @@ class _Queries:
 
 def _indexer_gradients() -> Iterator[TileMap]:
     """Gradients of the indexer's logits; keys' for one sequence, whose tiles are in a row."""
-    heads, block_T = 12, 64
+    heads, block_T = 40, 64
     rows, entries = z3.Ints("rows entries")
 
     def tiles(index: list[z3.ArithRef]) -> z3.ArithRef:
@@ -118,7 +118,8 @@ def _indexer_gradients() -> Iterator[TileMap]:
     }
     for qk_format in ("e2m1", "bf16"):
         for kernel, premises in counts.items():
-            spec = KernelSpec.of(f"{_INDEXER}:{kernel}", qk_format=qk_format, **parameters)
+            own: dict[str, Any] = {"block_H": 16} if kernel == "query_gradient" else {}
+            spec = KernelSpec.of(f"{_INDEXER}:{kernel}", qk_format=qk_format, **parameters, **own)
             holds: dict[str, Contents] = {"queries": _Queries(), **known}
             witnesses: dict[str, Witness] = {"item": lambda element: element[0] / block_T}
             name = f"indexer {kernel} {qk_format}"

@@ -164,14 +164,15 @@ def test_a_batch_is_its_sequences_and_unseen_entries_do_not_count():
             assert_same((dq, dweights), (alone[0][1:2], alone[2][1:2]))
 
 
-@pytest.mark.parametrize("tiles", [(32, 32), (128, 64)])
+@pytest.mark.parametrize("tiles", [(16, 32, 32), (32, 128, 64)])
 def test_bits_do_not_depend_on_tile_size(monkeypatch, tiles):
     from kernelforge.ops.lightning_indexer import backward as module
 
-    call, grad = draw(5, 300, "special", qk_format="bf16"), wide(5, 300, seed=4)
+    call, grad = draw(5, 300, "special", heads=40, qk_format="bf16"), wide(5, 300, seed=4)
     wanted = gradients(call, grad)
-    own = {"block_T": tiles[0], "block_D": tiles[1], "threads": 16}
-    monkeypatch.setattr(module, "tuned", lambda *_: dict(own))
+    own = {"block_T": tiles[1], "block_D": tiles[2], "threads": 16}
+    heads = {"query_gradient": {"block_H": tiles[0]}, "entry_gradient": {}}
+    monkeypatch.setattr(module, "tuned", lambda kernel, *_: own | heads[kernel])
     module._plan.cache_clear()
     assert_same(gradients(call, grad), wanted)
     monkeypatch.undo()

@@ -56,10 +56,11 @@ def _add_weighted(total, part, weight, count):
 
 
 @T.macro
-def _store_weighted(out, weights, row, heads, total, column):
+def _store_weighted(out, weights, row, head, heads, total, column):
     for c, d in T.Parallel(total.shape[0], total.shape[1]):
-        if c < heads:
-            out[row * heads + c, column + d] = stored(tile.product(read(weights[row, c]), total[c, d]), "bfloat16")
+        if head + c < heads:
+            weight = read(weights[row, head + c])
+            out[row * heads + head + c, column + d] = stored(tile.product(weight, total[c, d]), "bfloat16")
 
 
 @T.macro
@@ -129,9 +130,9 @@ def _clear_totals(columns):
         _clear_total(total)
 
 
-def _store_queries(columns, out, weights, row, heads):
+def _store_queries(columns, out, weights, row, head, heads):
     for number, total in enumerate(columns.totals):
-        _store_weighted(out, weights, row, heads, total, number * total.shape[1])
+        _store_weighted(out, weights, row, head, heads, total, number * total.shape[1])
 
 
 def _store_keys(columns, out, first, count):
@@ -151,17 +152,18 @@ def _multiply(columns, a, a_exponent, source, first, count, weight=None, rows=No
             _add_weighted(total, columns.part, weight, rows)
 
 
-def query_gradient(H, D, qk_format, dtype, block_T, block_D, threads):
+def query_gradient(H, D, qk_format, dtype, block_H, block_T, block_D, threads):
     """dq[row * H + h] and dweights[row, h].
 
     Args:
         H, D, qk_format: as in :func:`kernelforge.ops.lightning_indexer.kernel.lightning_indexer`.
         dtype: of the logits' gradients: "bfloat16" | "float32".
-        block_T, block_D, threads: schedule; never changes a bit. ``block_T`` is a multiple of 32 that divides 128; as
-            many channels as divide D and ``block_D``, a multiple of 32, are multiplied at a time.
+        block_H, block_T, block_D, threads: schedule; never changes a bit. A block takes ``block_H`` heads of a query, a
+            multiple of 16, or all if they are fewer; ``block_T`` is a multiple of 32 that divides 128; as many channels
+            as divide D and ``block_D``, a multiple of 32, are multiplied at a time.
     """
     rows, heads, entries, chunks, cells = (T.dynamic(n) for n in ("rows", "heads", "entries", "chunks", "cells"))
-    columns = tile.padded(H, tile.COLUMNS)
+    columns = tile.padded(min(H, block_H), tile.COLUMNS)
     packed, (width, scales) = tile.STORAGE[qk_format], tile.widths(D, qk_format)
     query_scales, key_scales = (1, 1) if qk_format == "bf16" else (heads, entries)
     slices = SLICES[dtype]
@@ -180,7 +182,7 @@ def query_gradient(H, D, qk_format, dtype, block_T, block_D, threads):
         dq: T.Tensor((heads, D), "uint16"),
         dweights: T.Tensor((rows, H), "float32"),
     ):
-        with T.Kernel(rows, threads=threads) as row:
+        with T.Kernel(T.ceildiv(H, columns), rows, threads=threads) as (group, row):
             q = tile.allocate_rows(columns, D, qk_format)
             k = tile.allocate_rows(block_T, D, qk_format)
             dots = tile.allocate_dots(q, k)
@@ -193,13 +195,15 @@ def query_gradient(H, D, qk_format, dtype, block_T, block_D, threads):
             products = T.alloc_shared((columns, block_T), "float32")
             lanes = T.alloc_shared((columns, row_sum.LANES), "float32")
             sums = T.alloc_shared((columns,), "float32")
+            head = T.alloc_var("int32")
             first = T.alloc_var("int32")
             seen = T.alloc_var("int32")
             begin = T.alloc_var("int32")
             entry = T.alloc_var("int32")
             count = T.alloc_var("int32")
             seen = queries[row, SEEN]
-            tile.load_rows(q, Q, Q_scale, row * H)
+            head = group * columns
+            tile.load_rows(q, Q, Q_scale, row * H + head)
             row_sum.clear_lanes(lanes)
             _clear_totals(values)
             for i in T.serial(chunks):
@@ -229,10 +233,10 @@ def query_gradient(H, D, qk_format, dtype, block_T, block_D, threads):
                     count = seen - first
                     _multiply(values, a, a_exponent, K_value, entry, count)
             row_sum.join_lanes(lanes, sums)
-            _store_queries(values, dq, weights, row, H)
+            _store_queries(values, dq, weights, row, head, H)
             for c in T.Parallel(columns):
-                if c < H:
-                    dweights[row, c] = sums[c]
+                if head + c < H:
+                    dweights[row, head + c] = sums[c]
 
     return main
 
