@@ -10,20 +10,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import format_kernels
 import tile_harness
-import tile_kernels
 
 from kernelforge.formats import bf16, e2m1, e4m3, e8m0, mx
 from kernelforge.formats import tile as tl
 from kernelforge.numerics import window
 
 ROWS = 512
-SHAPE = (ROWS, tile_kernels.COLUMNS)
+SHAPE = (ROWS, format_kernels.COLUMNS)
 
 
 def run(tmp_path, macro, *inputs, out_dtype="int32", parameters=()):
     dtypes = [str(x.dtype) for x in inputs]
-    kernel = tile_kernels.elementwise(macro, ROWS, dtypes, out_dtype, parameters)
+    kernel = format_kernels.elementwise(macro, ROWS, dtypes, out_dtype, parameters)
     out = np.full(SHAPE, 77, out_dtype)
     arrays = dict(zip("xy", [np.ascontiguousarray(np.resize(x, SHAPE)) for x in inputs], strict=False))
     tile_harness.run_c(kernel, tmp_path, out=out, **arrays)
@@ -137,7 +137,7 @@ def test_codes_of_every_value_and_tie_at_every_scale(tmp_path, element):
     points = np.concatenate([points, np.nextafter(points, np.float32(9e9)), np.nextafter(points, np.float32(0))])
     points = np.concatenate([points, -points])
     rng = np.random.default_rng(4)
-    picked = rng.permutation(np.resize(points, ROWS * tile_kernels.COLUMNS)).reshape(SHAPE)
+    picked = rng.permutation(np.resize(points, ROWS * format_kernels.COLUMNS)).reshape(SHAPE)
     exponent = rng.integers(-40, 101, SHAPE).astype(np.int32)
     x = mx.flush(np.ldexp(picked, exponent).astype(np.float32))
     expected = module.encode(np.ldexp(x.astype(np.float64), -exponent))
@@ -156,7 +156,7 @@ def test_quantizing_in_a_kernel_gives_the_references_bits(tmp_path, element, rul
     packed = 2 if element == "e2m1" else 1
     codes = np.full((ROWS, 128 // packed), 77, np.uint8)
     scale = np.full((ROWS, 4), 77, np.uint8)
-    kernel = tile_kernels.quantize_kernel(element, rule, ROWS)
+    kernel = format_kernels.quantize_kernel(element, rule, ROWS)
     tile_harness.run_c(kernel, tmp_path, x=x, codes=codes, scale=scale)
     expected_codes, expected_scale = mx.quantize(x, element, rule)
     np.testing.assert_array_equal(scale, expected_scale)
@@ -165,7 +165,7 @@ def test_quantizing_in_a_kernel_gives_the_references_bits(tmp_path, element, rul
 
 def windows_in_a_kernel(tmp_path, a_format, a):
     rows, columns = a.shape
-    kernel = tile_kernels.window_kernel(a_format, rows, columns // 32)
+    kernel = format_kernels.window_kernel(a_format, rows, columns // 32)
     out = {
         "exponent": np.full((rows, columns // 32), 77, np.int32),
         "high": np.full(a.shape, 77, np.int8),
@@ -218,7 +218,7 @@ def test_windows_of_bfloat16_of_every_significand_and_distance(tmp_path):
 
 @pytest.mark.skipif(not tile_harness.HAS_NVCC, reason="needs nvcc to compile the generated CUDA source")
 def test_the_kernels_compile_for_cuda(tmp_path):
-    ptx = tile_harness.cuda_ptx(tile_kernels.window_kernel("bf16", 32, 4), tmp_path)
+    ptx = tile_harness.cuda_ptx(format_kernels.window_kernel("bf16", 32, 4), tmp_path)
     assert ".entry" in ptx
-    ptx = tile_harness.cuda_ptx(tile_kernels.quantize_kernel("e4m3", "ceil", 32), tmp_path)
+    ptx = tile_harness.cuda_ptx(format_kernels.quantize_kernel("e4m3", "ceil", 32), tmp_path)
     assert "f32" not in ptx.replace("ld.global.nc.v4.f32", ""), "quantizing needs no float operation"
