@@ -15,6 +15,7 @@ TABLE = [
     {"when": {"cores": 2}, "set": {"block_N": 512}},
     {"set": {"block_N": 256}},
 ]
+ROWS = tuning.packaged("kernelforge_cpu", "mxfp4_gemm")
 
 
 def test_rows_for_other_numbers_of_cores_are_left_out() -> None:
@@ -26,7 +27,7 @@ def test_rows_for_other_numbers_of_cores_are_left_out() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 96])
 def test_every_op_has_a_row_without_other_conditions_for_any_host(count: int) -> None:
-    rows = schedules.for_cores(schedules.load("mxfp4_gemm"), count)
+    rows = schedules.for_cores(ROWS, count)
     problems = [
         {"M": M, "N": N, "K": 384, "experts": experts, "a_format": "bf16"}
         for M in (1, 3, 16, 100, 240, 5000)
@@ -38,7 +39,7 @@ def test_every_op_has_a_row_without_other_conditions_for_any_host(count: int) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tiles", schedules.load("mxfp4_gemm"), ids=lambda row: str(row.get("when")))
+@pytest.mark.parametrize("tiles", ROWS, ids=lambda row: str(row.get("when")))
 def test_bits_do_not_depend_on_the_row(tiles: dict[str, dict[str, int]]) -> None:
     torch.manual_seed(0)
     M, N, K = 270, 300, 1088

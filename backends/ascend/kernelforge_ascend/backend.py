@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from kernelforge.backends import Backend, Capabilities, Device, Executable, LaunchInfo, Tool
 from kernelforge.backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from kernelforge.backends.interface import Pass
-from kernelforge.runtime.tuning import load as load_tuning
+from kernelforge.runtime import tuning
 
 from . import bisheng, virtual
 
@@ -86,13 +84,7 @@ class AscendBackend(Backend):
         return npu_executable.load(directory, info)
 
     def tuning(self, op: str) -> Sequence[Mapping[str, Any]]:
-        return _tuning(op)
+        return tuning.packaged("kernelforge_ascend", op)
 
     def digest_roots(self) -> Sequence[Path]:
         return (Path(__file__).parent, virtual.source_directory())
-
-
-@functools.cache
-def _tuning(op: str) -> Sequence[Mapping[str, Any]]:
-    table = files(__package__).joinpath("tuning", f"{op}.json")
-    return load_tuning(table.read_text()) if table.is_file() else ()

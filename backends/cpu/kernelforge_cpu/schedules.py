@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 from kernelforge.runtime import tuning
@@ -20,16 +19,10 @@ def cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
-def load(op: str) -> Sequence[Mapping[str, Any]]:
-    """All rows of ``op``."""
-    table = files(__package__).joinpath("tuning", f"{op}.json")
-    return tuning.load(table.read_text()) if table.is_file() else ()
-
-
 @functools.cache
 def rows(op: str) -> Sequence[Mapping[str, Any]]:
     """The rows of ``op`` that hold for this host."""
-    return for_cores(load(op), cores())
+    return for_cores(tuning.packaged("kernelforge_cpu", op), cores())
 
 
 def for_cores(table: Sequence[Mapping[str, Any]], count: int) -> Sequence[Mapping[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from kernelforge.backends import (
 )
 from kernelforge.backends.capabilities import EXACT_DOT_BF16, EXACT_DOT_INT8, EXACT_DOTS_FLOAT32, FP32_IEEE, INT32
 from kernelforge.backends.interface import Pass
-from kernelforge.runtime.tuning import load as load_tuning
+from kernelforge.runtime import tuning
 
 from . import nvcc
 
@@ -95,17 +94,11 @@ class CudaBackend(Backend):
         return launch.load(directory, info)
 
     def tuning(self, op: str) -> Sequence[Mapping[str, Any]]:
-        return _tuning(op)
+        return tuning.packaged("kernelforge_cuda", op)
 
     def digest_roots(self) -> Sequence[Path]:
         version = nvcc.version_file()
         return (Path(__file__).parent, *((version,) if version else ()))
-
-
-@functools.cache
-def _tuning(op: str) -> Sequence[Mapping[str, Any]]:
-    table = files(__package__).joinpath("tuning", f"{op}.json")
-    return load_tuning(table.read_text()) if table.is_file() else ()
 
 
 def arch_of_capability(major: int, minor: int) -> str:

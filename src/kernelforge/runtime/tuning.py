@@ -35,6 +35,13 @@ def _own_rows(op: str) -> Sequence[Mapping[str, Any]]:
     return load(files(f"kernelforge.ops.{op}").joinpath(TABLE).read_text())
 
 
+@functools.cache
+def packaged(package: str, op: str) -> Sequence[Mapping[str, Any]]:
+    """The rows of ``op`` in ``tuning/<op>.json`` of a backend's package; none where it has no such file."""
+    table = files(package).joinpath("tuning", f"{op}.json")
+    return load(table.read_text()) if table.is_file() else ()
+
+
 def load(text: str) -> Sequence[Mapping[str, Any]]:
     """Parse a table; every row must set something."""
     rows = json.loads(text)
