@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from kernelforge import backends
-from kernelforge.runtime import KernelSpec, kernels, workers
+from kernelforge.runtime import KernelSpec, compile, kernels, workers
 from kernelforge.runtime.cache import Cache
 
 KERNEL = KernelSpec.of("kernelforge.ops.compress.kernel_backward:sum_of_parts", rows=3, D=32, block_C=32, threads=32)
@@ -35,14 +35,14 @@ def _not_here(*_):
 def test_a_worker_makes_the_code_that_this_process_makes(cpu, tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
-    kernels.compile_here(KERNEL, *cpu, here)
-    monkeypatch.setattr(kernels, "compile_here", _not_here)
+    compile.compile_kernel(KERNEL, *cpu, here)
+    monkeypatch.setattr(kernels, "compile_kernel", _not_here)
     with workers.compiling(1):
         there, _ = kernels.artifact(KERNEL, *cpu)
         assert len(_pids()) == 1
     assert workers.current() is None
-    assert (there / kernels.SOURCE).read_text() == (here / kernels.SOURCE).read_text()
-    assert (there / kernels.INFO).read_text() == (here / kernels.INFO).read_text()
+    assert (there / compile.SOURCE).read_text() == (here / compile.SOURCE).read_text()
+    assert (there / compile.INFO).read_text() == (here / compile.INFO).read_text()
     assert {path.name for path in here.iterdir()} < {path.name for path in there.iterdir()}  # and a manifest
 
 

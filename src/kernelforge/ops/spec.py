@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ..runtime.kernels import KernelSpec
+    from ..runtime import KernelSpec
 
 PACKAGE = __name__.rpartition(".")[0]
 Arrays = Mapping[str, NDArray[Any]]

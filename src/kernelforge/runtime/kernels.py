@@ -6,48 +6,19 @@ import functools
 import hashlib
 import importlib.util
 import json
-import threading
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from .. import backends, contract
 from ..backends import Backend, Executable, LaunchInfo
 from . import workers
 from .cache import digest_of_files, shared
+from .compile import INFO, KernelSpec, compile_kernel
 
 PACKAGE = Path(__file__).resolve().parent.parent
-INFO = "launch.json"
-SOURCE = "source.txt"
-
-
-@dataclass(frozen=True)
-class KernelSpec:
-    """A kernel before it is compiled.
-
-    Attributes:
-        builder: ``"package.module:function"`` that traces it (imported only to compile).
-        parameters: the builder's keyword arguments, sorted by name.
-        needs: capabilities the backend must claim.
-    """
-
-    builder: str
-    parameters: tuple[tuple[str, Any], ...]
-    needs: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, builder: str, needs: frozenset[str] = frozenset(), **parameters: Any) -> KernelSpec:
-        return cls(builder, tuple(sorted(parameters.items())), needs)
-
-    @property
-    def name(self) -> str:
-        return self.builder.rpartition(":")[2]
 
 
 _executables: dict[tuple[KernelSpec, str, str], Executable] = {}
-_lowering = threading.Lock()
-"""TileLang lowers one kernel at a time; the compilers behind it run side by side."""
 
 
 def executable(spec: KernelSpec, device: str) -> Executable:
@@ -75,18 +46,7 @@ def artifact(spec: KernelSpec, backend: Backend, arch: str) -> tuple[Path, Launc
 def _compile(spec: KernelSpec, backend: Backend, arch: str, directory: Path) -> None:
     others = workers.current()
     if others is None or not others.compile(spec, backend.name, arch, directory):
-        compile_here(spec, backend, arch, directory)
-
-
-def compile_here(spec: KernelSpec, backend: Backend, arch: str, directory: Path) -> None:
-    """Compile a kernel in this process into an empty directory."""
-    with _lowering:
-        from .. import lowering  # imports TileLang
-
-        lowered = lowering.lower(lowering.trace(spec.builder, dict(spec.parameters)), backend, arch)
-    (directory / SOURCE).write_text(lowered.source)
-    (directory / INFO).write_text(json.dumps(lowered.info.to_json(), indent=1))
-    backend.build(lowered.source, lowered.info, arch, directory)
+        compile_kernel(spec, backend, arch, directory)
 
 
 def _key(spec: KernelSpec, backend: Backend, arch: str) -> str:

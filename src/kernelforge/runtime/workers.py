@@ -11,10 +11,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .kernels import KernelSpec
+from .. import backends
+from .compile import KernelSpec, compile_kernel
 
 
 class Workers:
@@ -124,8 +124,5 @@ def serve() -> None:
 
 
 def _serve(request: dict[str, Any]) -> None:
-    from .. import backends
-    from .kernels import KernelSpec, compile_here
-
     spec = KernelSpec.of(request["builder"], **request["parameters"])
-    compile_here(spec, backends.backend(request["backend"]), request["arch"], Path(request["directory"]))
+    compile_kernel(spec, backends.backend(request["backend"]), request["arch"], Path(request["directory"]))

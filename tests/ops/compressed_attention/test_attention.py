@@ -11,7 +11,7 @@ import torch
 
 import kernelforge as kf
 from kernelforge.ops.compressed_attention import conformance
-from kernelforge.ops.compressed_attention.conformance import csa, hca, operands
+from kernelforge.ops.compressed_attention.conformance_data import csa, hca, operands
 from kernelforge.ops.compressed_attention.plan import BUILDER, NEEDS
 from kernelforge.ops.compressed_attention.problem import factor_bits
 from kernelforge.runtime import KernelSpec, executable

@@ -10,8 +10,8 @@ import torch
 
 import kernelforge as kf
 from kernelforge.ops.compressed_attention import conformance, conformance_backward, gradient
-from kernelforge.ops.compressed_attention.conformance import csa, hca, operands, tensor
 from kernelforge.ops.compressed_attention.conformance_backward import output_gradient
+from kernelforge.ops.compressed_attention.conformance_data import csa, hca, operands, tensor
 
 SEED = 3
 to_torch = functools.partial(tensor, home="cpu")

@@ -12,7 +12,7 @@ from ...formats import bf16
 from ...runtime import KernelSpec
 from ..spec import Arrays, seeded
 from . import reference_backward
-from .conformance import Problem, operands, tensor
+from .conformance_data import Problem, operands, tensor
 
 
 def output_gradient(problem: Problem) -> NDArray[np.uint16]:
