@@ -37,6 +37,10 @@ class CompressState(NamedTuple):
         """A copy that shares no memory."""
         return CompressState(*(tensor.clone() for tensor in self))
 
+    def rows(self, first: int, last: int) -> CompressState:
+        """The sequences from ``first`` to before ``last``, in the same memory: calls with it update this state too."""
+        return CompressState(*(tensor[first:last] for tensor in self))
+
     def select(self, index: torch.Tensor) -> CompressState:
         """The sequences at ``index`` (int64 [n]), copied: beam search, batches that change their members."""
         return CompressState(*(tensor.index_select(0, index) for tensor in self))
