@@ -24,6 +24,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(BUILT): pyproject.toml setup.py constraints.txt $(wildcard backends/*/pyproject.toml) $(NATIVE) | $(BIN)/python
+	@echo "installing kernelforge and what it needs into $(VENV): a few minutes, once"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 

@@ -226,7 +226,7 @@ def test_balance_threads_golden():
     assert added == ['simtvf_tx = T.launch_thread("threadIdx.x", 16)'], "16 rows, one thread each"
 
 
-def test_declare_fp32_prints_one_operation_per_function():
+def test_declare_fp32_golden():
     prelude = root_block(passes.declare_fp32(small.elementwise())).annotations["pragma_import_c"]
     assert "#pragma clang fp contract(off)" in prelude
     assert "kf_mul(float a, float b) { return a * b; }" in prelude

@@ -35,7 +35,7 @@ BEFORE = [
 ]
 
 
-def test_lower_composites_leaves_the_bodies() -> None:
+def test_lower_composites_golden() -> None:
     kernel = accepted_kernels.composites()
     assert _statements(kernel) == BEFORE
     assert _statements(lower_composites(kernel)) == BEFORE[2:]
@@ -71,7 +71,7 @@ def test_composites_in_finds_nested_regions() -> None:
     assert composite_of(found[0].body) is None or found[0].name == "outer"
 
 
-def test_pin_fp32_makes_arithmetic_and_constants_opaque() -> None:
+def test_pin_fp32_golden() -> None:
     kernel = lower_composites(accepted_kernels.composites())
     assert _statements(pin_fp32(kernel)) == [
         "for i in T.parallel(64):",

@@ -55,7 +55,7 @@ def _show(out: Console, outcome: Outcome) -> None:
     )
     for mode in dict.fromkeys(result.mode for result in outcome.devices):
         for result in [r for r in outcome.devices if r.mode == mode]:
-            how = "lowered, executed on this host" if result.virtual else "run"
+            how = "compiled, run on a virtual device" if result.virtual else "compiled, run"
             verdict = "[green]yes, every bit[/]" if result.equal else "[red]no[/]"
             shown = result.digest[:32] if not result.error else escape(result.error[:160])
             made.add_row(mode, result.device, how if not result.error else "[red]failed[/]", shown, verdict)
@@ -68,23 +68,7 @@ def _show(out: Console, outcome: Outcome) -> None:
         out.print(f"  [red]cannot run:[/] {device}: {escape(reason)}", highlight=False)
     out.print()
 
-    times_shown = ("kernelforge ms", "torch bf16 ms", "torch dequantize + matmul ms", "x bf16", "x dequantize + matmul")
-    title = f"time on the CPU: both products of the layer (N={N}, K={K} and back), medians of one run"
-    made = table(title, "tokens", "mode", *times_shown, right=times_shown)
-    for times in zip(*(mode_result.times for mode_result in outcome.modes), strict=True):
-        first = f"{times[0].tokens}, {times[0].batch}"
-        for mode_result, taken in zip(outcome.modes, times, strict=True):
-            shown_times = (taken.kernelforge, taken.torch, taken.dequantize)
-            ratios = (taken.torch / taken.kernelforge, taken.dequantize / taken.kernelforge)
-            made.add_row(first, mode_result.mode, *(f"{t:.3f}" for t in shown_times), *(f"{r:.2f}" for r in ratios))
-            first = ""
-        made.add_section()
-    out.print(made)
-    out.print(
-        "  x: torch's time over kernelforge's. torch bf16: weights dequantized beforehand, "
-        f"{outcome.float_bytes / 2 / outcome.packed_bytes:.1f} times the memory.\n",
-        highlight=False,
-    )
+    _show_times(out, outcome)
 
     costs = ("error of the layer", "mean cosine", "least cosine", "same nearest sentence")
     made = table("what quantization costs: against the float32 model", "mode", *costs, right=costs)
@@ -97,6 +81,61 @@ def _show(out: Console, outcome: Outcome) -> None:
             f"{mode_result.same_neighbour} of {outcome.sentences}",
         )
     out.print(made)
+    out.print()
+    _show_verdict(out, outcome)
+
+
+DEQUANTIZE, KEPT = "dequantize + matmul", "bf16 weights kept"
+
+
+def _show_times(out: Console, outcome: Outcome) -> None:
+    """What kernelforge and torch take, beside what they keep in memory."""
+    from .terminal import table
+
+    _, N, K = outcome.shape
+    numbers = ("weights, MB", "ms", f"x {DEQUANTIZE}", f"x {KEPT}")
+    title = f"time on the CPU: both products of the layer (N={N}, K={K} and back), medians of one run"
+    made = table(title, "tokens", "", *numbers, right=numbers)
+    packed = outcome.layer_bytes / 1e6
+    wide = packed * outcome.float_bytes / 2 / outcome.packed_bytes
+    for times in outcome.times:
+        rows = [
+            (f"kernelforge {mode}", packed, taken, f"{times.dequantize / taken:.1f}", f"{times.torch / taken:.2f}")
+            for mode, taken in times.kernelforge.items()
+        ]
+        rows.append((f"torch {DEQUANTIZE}", packed, times.dequantize, "", ""))
+        rows.append((f"torch {KEPT}", wide, times.torch, "", ""))
+        first = f"{times.tokens}, {times.batch}"
+        for who, kept, taken, *ratios in rows:
+            made.add_row(first, who, f"{kept:.2f}", f"{taken:.3f}", *ratios)
+            first = ""
+        made.add_section()
+    out.print(made)
+    out.print(
+        f"  {DEQUANTIZE}: what torch has to do with the same weights.\n"
+        f"  {KEPT}: dequantized beforehand; a bf16 matmul at each call.\n"
+        "  x: torch's time over kernelforge's; above 1, kernelforge is the faster one.\n",
+        highlight=False,
+    )
+
+
+def _show_verdict(out: Console, outcome: Outcome) -> None:
+    """What was seen: it follows from the tables."""
     if outcome.all_equal:
-        devices = len(dict.fromkeys(result.device for result in outcome.devices))
-        out.print(f"\n[green]the same bits on {devices} {'devices' if devices > 1 else 'device'}[/]")
+        count = len(dict.fromkeys(result.device for result in outcome.devices))
+        devices = "1 device" if count == 1 else f"{count} devices"
+        out.print(f"[green]the same bits on {devices}[/], equal to the reference", highlight=False)
+    else:
+        out.print("[red]not every device has the bits of the reference[/]")
+    ratios = outcome.against_dequantize
+    faster = f"{_span(ratios, 1)} times as fast as torch with the same weights"
+    colour = "green" if min(ratios) > 1 else "yellow"
+    out.print(f"[{colour}]{faster}[/] ({DEQUANTIZE}), over all modes and batches", highlight=False)
+    memory = outcome.float_bytes / 2 / outcome.packed_bytes
+    beside = ", ".join(f"{result.mode} {_span(outcome.against_torch(result.mode), 2)}" for result in outcome.modes)
+    out.print(f"{beside} times as fast as torch with {KEPT}, at 1/{memory:.1f} of their memory", highlight=False)
+
+
+def _span(values: list[float], digits: int) -> str:
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return low if low == high else f"{low} to {high}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from ..bench import interleaved
 from ..conformance import Chosen, choose
 from ..ops.mxfp4_gemm import reference
 from ..ops.mxfp4_gemm.benchmark import torch_dequantize
-from .model import MiniLM, Tokens
+from .model import MiniLM, Tokens, feed_forward_names
 from .quantized import MODES, Mode, QuantizedFeedForward, Weight, quantize_weights
 from .sentences import SENTENCES
 
@@ -54,16 +54,16 @@ class Times:
 
     Attributes:
         batch: what was multiplied, for people; ``tokens`` of it.
-        kernelforge: MXFP4 weights, activations quantized before.
-        torch: bf16 matmuls on weights dequantized before.
-        dequantize: torch's dequantize-then-matmul.
+        kernelforge: by mode: MXFP4 weights, activations quantized beforehand.
+        dequantize: what torch does with the same weights: dequantize to bf16, then matmul.
+        torch: bf16 matmuls on weights that were dequantized beforehand.
     """
 
     batch: str
     tokens: int
-    kernelforge: float
-    torch: float
+    kernelforge: Mapping[str, float]
     dequantize: float
+    torch: float
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,12 @@ class ModeResult:
     Attributes:
         mode: W4A4, W4A8 or W4A16.
         layer_error: relative error (Frobenius norm) of the feed-forward layer against float32.
-        times: of one sentence, and of all.
         mean_cosine, least_cosine: of the sentence embeddings before and after, over the sentences.
         same_neighbour: sentences whose nearest other sentence stays the same.
     """
 
     mode: str
     layer_error: float
-    times: tuple[Times, ...]
     mean_cosine: float
     least_cosine: float
     same_neighbour: int
@@ -88,7 +86,13 @@ class ModeResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything the demo shows."""
+    """Everything the demo shows.
+
+    Attributes:
+        float_bytes, packed_bytes: all feed-forward weights in float32 and in MXFP4.
+        layer_bytes: the MXFP4 weights of the layer that is timed.
+        times: of one sentence, and of all.
+    """
 
     model: str
     sentences: int
@@ -96,13 +100,24 @@ class Outcome:
     shape: tuple[int, int, int]
     float_bytes: int
     packed_bytes: int
+    layer_bytes: int
     chosen: Chosen
     devices: list[DeviceResult]
     modes: list[ModeResult]
+    times: tuple[Times, ...]
 
     @property
     def all_equal(self) -> bool:
         return all(result.equal for result in self.devices)
+
+    @property
+    def against_dequantize(self) -> list[float]:
+        """Torch's time with the same weights over kernelforge's, for every batch and mode."""
+        return [times.dequantize / taken for times in self.times for taken in times.kernelforge.values()]
+
+    def against_torch(self, mode: str) -> list[float]:
+        """Torch's time on weights dequantized beforehand over kernelforge's, for every batch."""
+        return [times.torch / times.kernelforge[mode] for times in self.times]
 
 
 def run(backends: list[str] | None, observe: Callable[[str], None]) -> Outcome:
@@ -132,15 +147,22 @@ def run(backends: list[str] | None, observe: Callable[[str], None]) -> Outcome:
     owners = {device.partition(":")[0] for device in chosen.devices}
     virtual = {device.name for owner in owners for device in find_backend(owner).devices() if device.virtual}
 
+    devices = sorted(chosen.devices, key=lambda device: device in virtual)
+
     results: list[DeviceResult] = []
     modes = []
     for mode in MODES:
-        observe(f"{mode.name}: compiling for and running on {', '.join(chosen.devices)}")
+        observe(f"{mode.name}: compiling for and running on {', '.join(devices)}")
         a, a_scale = mode.quantize(x[:SLICE])
         with ThreadPoolExecutor() as pool:  # compilers run side by side
-            results += pool.map(lambda d: _on_device(mode, up, a, a_scale, d, d in virtual), chosen.devices)  # noqa: B023
-        observe(f"{mode.name}: embeddings and times")
+            results += pool.map(lambda d: _on_device(mode, up, a, a_scale, d, d in virtual), devices)  # noqa: B023
+        observe(f"{mode.name}: embeddings")
         modes.append(_on_cpu(mode, model, tokens, weights, x, before))
+    batches = {"one sentence": x[: int(tokens.mask[0].sum())], f"{len(SENTENCES)} sentences": x}
+    times = []
+    for name, batch in batches.items():
+        observe(f"times: {name}")
+        times.append(_times(model, weights, name, batch))
     layers = [w for pair in weights for w in pair]
     return Outcome(
         model="all-MiniLM-L6-v2",
@@ -149,9 +171,11 @@ def run(backends: list[str] | None, observe: Callable[[str], None]) -> Outcome:
         shape=(x.shape[0], up.packed.shape[0], x.shape[1]),
         float_bytes=sum(4 * 2 * w.packed.numel() for w in layers),
         packed_bytes=sum(w.nbytes for w in layers),
+        layer_bytes=sum(w.nbytes for w in weights[LAYER]),
         chosen=chosen,
         devices=results,
         modes=modes,
+        times=tuple(times),
     )
 
 
@@ -197,38 +221,41 @@ def _on_cpu(
     feed_forward = QuantizedFeedForward(weights, mode)
     after = model.embed(tokens, feed_forward)
     wanted, given = model.feed_forward(LAYER, x), feed_forward(LAYER, x)
-    batches = {"one sentence": x[: int(tokens.mask[0].sum())], f"{len(SENTENCES)} sentences": x}
     cosine = F.cosine_similarity(before, after)
     return ModeResult(
         mode=mode.name,
         layer_error=float((given - wanted).norm() / wanted.norm()),
-        times=tuple(_times(mode, weights[LAYER], feed_forward, name, batch) for name, batch in batches.items()),
         mean_cosine=float(cosine.mean()),
         least_cosine=float(cosine.min()),
         same_neighbour=int((_nearest(before) == _nearest(after)).sum()),
     )
 
 
-def _times(
-    mode: Mode, layer: tuple[Weight, Weight], feed_forward: QuantizedFeedForward, name: str, x: torch.Tensor
-) -> Times:
-    """The up projection of ``x`` and the down projection of what it becomes, one after the other."""
-    inputs = (x.contiguous(), F.gelu(feed_forward.project(layer[0], x)))
-    quantized = [(*mode.quantize(value), weight) for value, weight in zip(inputs, layer, strict=True)]
+def _times(model: MiniLM, weights: list[tuple[Weight, Weight]], name: str, x: torch.Tensor) -> Times:
+    """The up projection of ``x`` and the down projection of what the model makes of it, one after the other."""
+    layer = weights[LAYER]
+    inputs = (x.contiguous(), F.gelu(F.linear(x, *model.linear(feed_forward_names(LAYER)[0]))))
     narrow = [value.to(torch.bfloat16) for value in inputs]
     wide = [torch_dequantize(weight.packed, weight.scale) for weight in layer]
+
+    def products(mode: Mode) -> Callable[[], object]:
+        quantized = [(*mode.quantize(value), weight) for value, weight in zip(inputs, layer, strict=True)]
+        return lambda: [kf.mxfp4_gemm(a, scale, w.packed, w.scale) for a, scale, w in quantized]
+
     taken = interleaved(
-        {
-            "kernelforge": lambda: [kf.mxfp4_gemm(a, scale, w.packed, w.scale) for a, scale, w in quantized],
-            "torch": lambda: [a @ w.T for a, w in zip(narrow, wide, strict=True)],
+        {mode.name: products(mode) for mode in MODES}
+        | {
             "dequantize": lambda: [
                 a @ torch_dequantize(w.packed, w.scale).T for a, w in zip(narrow, layer, strict=True)
             ],
+            "torch": lambda: [a @ w.T for a, w in zip(narrow, wide, strict=True)],
         },
-        rounds=15,
+        rounds=25,
         seconds=0.02,
     )
-    return Times(name, x.shape[0], **{what: 1e3 * timing.median for what, timing in taken.items()})
+    milliseconds = {what: 1e3 * timing.median for what, timing in taken.items()}
+    ours = {mode.name: milliseconds[mode.name] for mode in MODES}
+    return Times(name, x.shape[0], ours, milliseconds["dequantize"], milliseconds["torch"])
 
 
 def _nearest(embeddings: torch.Tensor) -> torch.Tensor:
