@@ -1,7 +1,6 @@
 // One chunk of attention by bfloat16 dots: native mode, close to the definition instead of equal to it.
 //
-// Queries arrive in slices; a window of bfloat16 data has eight significant bits at most, so high * 256 + low is a
-// bfloat16 number again. Entries are multiplied as they are, probabilities are rounded to bfloat16.
+// Queries and entries are multiplied as they are, probabilities are rounded to bfloat16.
 #pragma once
 
 #include "kf_attention_vnni.h"
@@ -73,24 +72,17 @@ inline void pack_value_pairs(const uint16_t* first, const uint16_t* second, int 
 }
 
 // Strips of 16 heads' queries as pairs: [heads / 16][width / 2][16 heads][2]; `group` holds 16 rows.
-inline void pack_queries(const AttentionChunk& x, int heads, uint16_t* group, int8_t* out) {
+inline void pack_queries(const AttentionChunk& x, const uint16_t* q, int heads, uint16_t* group, int8_t* out) {
   for (int first = 0; first < heads; first += 16) {
-    for (int64_t k = 0; k < int64_t(16) * x.width; k += 16) {
-      const int64_t from = int64_t(first) * x.width + k;
-      __m256i words = _mm256_setzero_si256();
-      if (from < int64_t(x.heads) * x.width) {
-        const __m512i high = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x.q_high + from)));
-        const __m512i low = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x.q_low + from)));
-        words = bf16_words(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low)));
-      }
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(group + k), words);
-    }
+    const int present = std::min(16, std::max(0, x.heads - first));
+    if (present > 0) std::memcpy(group, q + int64_t(first) * x.width, int64_t(present) * x.width * 2);
+    std::memset(group + int64_t(present) * x.width, 0, int64_t(16 - present) * x.width * 2);
     pack_keys(reinterpret_cast<const int8_t*>(group), 2 * x.width, out + int64_t(first) * 2 * x.width);
   }
 }
 
 // Entries are rows of the scores, heads their columns: so keys are read where they lie, and a vector holds 16 heads.
-inline int attention_chunk_bf16(const AttentionChunk& x) {
+inline int attention_chunk_bf16(const AttentionChunk& x, const uint16_t* queries) {
   int at[kChunk];
   const int n = x.visible(at), width = x.width;
   if (n == 0) return kOk;
@@ -112,7 +104,7 @@ inline int attention_chunk_bf16(const AttentionChunk& x) {
   std::memset(zeros, 0, 2 * width);
   const uint16_t* entry[kChunk];
   for (int j = 0; j < columns; ++j) entry[j] = j < n ? x.row(at[j]) : zeros;
-  pack_queries(x, heads, group, q);
+  pack_queries(x, queries, heads, group, q);
   for (int j = 0; j < columns; j += 2) pack_value_pairs(entry[j], entry[j + 1], width, values + j * 32, value_strip);
   for (int j = 0; j < columns; j += kBf16Rows) {
     for (int i = 0; i < heads; i += 32) {
@@ -125,16 +117,11 @@ inline int attention_chunk_bf16(const AttentionChunk& x) {
     }
   }
   for (int i = 0; i < heads; i += 16) {
-    alignas(64) float unit[16];
-    for (int r = 0; r < 16; ++r) {
-      const int e = i + r < x.heads ? x.q_exponent[i + r] : 0;
-      unit[r] = e == kUnusable ? kf_f(kNanBits) : power_of_two(e - 15);
-    }
-    const __m512 units = _mm512_load_ps(unit), factor = _mm512_set1_ps(x.factor);
+    const __m512 factor = _mm512_set1_ps(x.factor);
     __m512 top = _mm512_set1_ps(-kLargestScore);
     __mmask16 unusable = 0;
     for (int j = 0; j < n; ++j) {
-      const __m512 t = _mm512_mul_ps(_mm512_mul_ps(_mm512_load_ps(scores + j * heads + i), units), factor);
+      const __m512 t = _mm512_mul_ps(_mm512_load_ps(scores + j * heads + i), factor);
       unusable |= _mm512_cmp_ps_mask(_mm512_sub_ps(t, t), _mm512_setzero_ps(), _CMP_NEQ_UQ);
       top = _mm512_max_ps(top, t);
       _mm512_store_ps(scores + j * heads + i, t);

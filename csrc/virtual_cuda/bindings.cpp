@@ -178,7 +178,9 @@ PYBIND11_MODULE(_virtual, m) {
       .def_readonly("seconds", &Stats::seconds, "time on this CPU, not a device's")
       .def_readonly("register_bytes", &Stats::register_bytes, "register file of one warp");
   py::class_<Program, std::shared_ptr<Program>>(m, "Program", "A PTX module, parsed and decoded once.")
-      .def(py::init([](const std::string& ptx) { return load_program(ptx); }), py::arg("ptx"))
+      .def(py::init([](const std::string& ptx, bool rounded) { return load_program(ptx, rounded); }), py::arg("ptx"),
+           py::arg("rounded") = false,
+           "rounded: sums of matrix instructions may round, in binary32, ascending along k; else they must be exact")
       .def_property_readonly("entries", &describe)
       .def_property_readonly("target", [](const Program& p) { return p.module.target; })
       .def("launch", &launch, py::arg("entry"), py::arg("grid"), py::arg("block"), py::arg("shared_bytes"),

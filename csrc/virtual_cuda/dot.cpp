@@ -14,7 +14,8 @@ namespace {
 
 using Float8 = float __attribute__((vector_size(32)));
 
-// d[rows][n] += a[rows][k] b[k][n] in binary32: exact, as the callers guarantee that every partial sum is.
+// d[rows][n] += a[rows][k] b[k][n] in binary32, ascending in k: exact where the callers guarantee that every partial
+// sum is.
 __attribute__((target_clones("default", "avx2"))) void multiply(uint32_t rows, uint32_t n, uint32_t k, const float* a,
                                                                 const float* b, float* d) {
   for (uint32_t j = 0; j < n; j += 8) {
@@ -179,6 +180,11 @@ void dot_float(const DotTile& t, float* d, int bits) {
     return;
   }
   dot_exact(t, d, bits);
+}
+
+void dot_rounded(const DotTile& t, float* d) {
+  multiply(t.rows, t.n, t.k, t.a, t.b, d);
+  for (uint32_t i = 0; i < t.rows * t.n; ++i) d[i] = canonical(d[i]) + 0.0f;
 }
 
 }  // namespace kernelforge::vcuda

@@ -27,6 +27,8 @@ void decode_elements(Elem e, const uint8_t* bytes, uint32_t count, float* out, u
 void dot_int32(const DotTile& t, int32_t* d, bool saturate);
 // Float operands: exact, or a KernelFault that names the element whose sum does not fit the accumulator.
 void dot_float(const DotTile& t, float* d, int accumulator_bits);
+// Float operands of a program whose sums may round (native mode): binary32, products added to d in ascending k.
+void dot_rounded(const DotTile& t, float* d);
 // Bits that the accumulator of the matrix unit keeps exactly.
 int accumulator_bits(Elem a, Elem b, int sm);
 

@@ -108,7 +108,8 @@ void run_mma(Warp& w, const Instr& in, uint32_t) {
   } else {
     alignas(64) float f[16 * 8];
     std::memcpy(f, d, sizeof(f));
-    dot_float(t, f, accumulator_bits(ea, eb, w.cta->launch->program->sm));
+    const Program& program = *w.cta->launch->program;
+    program.rounded ? dot_rounded(t, f) : dot_float(t, f, accumulator_bits(ea, eb, program.sm));
     std::memcpy(d, f, sizeof(f));
   }
   for (uint32_t r = 0; r < c_registers; ++r) {

@@ -19,8 +19,9 @@ std::string Program::where(const Entry& entry, uint32_t pc) const {
   return out + ")";
 }
 
-std::shared_ptr<Program> load_program(const std::string& ptx) {
+std::shared_ptr<Program> load_program(const std::string& ptx, bool rounded) {
   auto program = std::make_shared<Program>();
+  program->rounded = rounded;
   program->module = parse_module(ptx);
   const std::string& target = program->module.target;
   if (target.rfind("sm_", 0) == 0) program->sm = std::stoi(target.substr(3));

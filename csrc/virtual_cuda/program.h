@@ -110,12 +110,13 @@ struct Entry {
 
 struct Program {
   Module module;
-  int sm = 0;  // 80, 90, ...
+  int sm = 0;            // 80, 90, ...
+  bool rounded = false;  // sums of matrix instructions need not be exact (native mode)
   std::vector<Entry> entries;
   std::string where(const Entry& entry, uint32_t pc) const;  // "`mov.u32 ..` (PTX line 12, k.cu:34)"
 };
 
-std::shared_ptr<Program> load_program(const std::string& ptx);
+std::shared_ptr<Program> load_program(const std::string& ptx, bool rounded = false);
 
 // Shared addresses start here, as the first kilobyte belongs to the system on sm_90.
 constexpr uint32_t kSharedBase = 1024;

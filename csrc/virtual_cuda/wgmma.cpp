@@ -134,10 +134,13 @@ void execute(Warp& w, const WgmmaOp& op, bool on_hold) {
     for (uint32_t l = 0; l < kLanes; ++l)
       d[((l >> 2) + 8 * (r >> 1 & 1)) * s.n + 8 * (r >> 2) + 2 * (l & 3) + (r & 1)] = op.scale_d ? v[l] : 0;
   }
+  const Program& program = *w.cta->launch->program;
   if (elem_is_integer(s.a))
     dot_int32(t, reinterpret_cast<int32_t*>(d), s.saturate);
+  else if (program.rounded)
+    dot_rounded(t, reinterpret_cast<float*>(d));
   else
-    dot_float(t, reinterpret_cast<float*>(d), accumulator_bits(s.a, s.b, w.cta->launch->program->sm));
+    dot_float(t, reinterpret_cast<float*>(d), accumulator_bits(s.a, s.b, program.sm));
   for (uint32_t r = 0; r < s.n / 2; ++r) {
     uint32_t* v = lanes(list[r]);
     for (uint32_t l = 0; l < kLanes; ++l)

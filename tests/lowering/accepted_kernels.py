@@ -3,6 +3,7 @@
 import tilelang.language as T
 
 from kernelforge.numerics.tile.composite import composite
+from kernelforge.numerics.tile.rounded_dot import rounded_dot
 
 
 def lane_sums():
@@ -105,6 +106,28 @@ def pipelined_int8_gemm():
                 T.copy(B[bx * 32, k * 32], b)
                 T.gemm(a, b, c, transpose_B=True)
             T.copy(c, C[by * 32, bx * 32])
+
+    return main
+
+
+def rounded_product(copied=False):
+    """A product of native mode of tiles that elementwise code fills; ``copied``: one is filled by a copy."""
+
+    @T.prim_func
+    def main(X: T.Tensor((16, 32), "uint16"), Y: T.Tensor((16, 16), "float32")):
+        with T.Kernel(1, threads=32) as _:
+            a = T.alloc_shared((16, 32), "uint16")
+            b = T.alloc_shared((16, 32), "uint16")
+            out = T.alloc_fragment((16, 16), "float32")
+            if copied:
+                T.copy(X, a)
+            else:
+                for i, k in T.Parallel(16, 32):
+                    a[i, k] = X[i, k]
+            for i, k in T.Parallel(16, 32):
+                b[i, k] = a[i, k]
+            rounded_dot(a, b, out, True)
+            T.copy(out, Y)
 
     return main
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 import accepted_kernels
@@ -14,7 +16,9 @@ from kernelforge.lowering import (
     composite_of,
     composites_in,
     lower_composites,
+    lower_rounded_dots,
     pin_fp32,
+    rounds_dots,
     take_composites,
 )
 from kernelforge.lowering.tir import statement_location, tirx
@@ -99,3 +103,21 @@ def test_statements_know_their_source_line() -> None:
     tirx.stmt_functor.post_order_visit(accepted_kernels.composites().body, visit)
     ((file, line),) = places
     assert "T.float32(0.25)" in Path(file).read_text().splitlines()[line - 1]
+
+
+def test_lower_rounded_dots_golden() -> None:
+    kernel = accepted_kernels.rounded_product()
+    assert rounds_dots(kernel)
+    assert not rounds_dots(accepted_kernels.composites())
+    text = lower_rounded_dots(kernel).script()
+    assert 'a = T.sblock_alloc_buffer((16, 32), "bfloat16", scope="shared.dyn")' in text
+    assert 'b = T.sblock_alloc_buffer((16, 32), "bfloat16", scope="shared.dyn")' in text
+    assert 'a[i, k] = T.reinterpret("bfloat16", X[i, k])' in text
+    assert 'b[i, k] = T.reinterpret("bfloat16", T.reinterpret("uint16", a[i, k]))' in text
+    assert text.count("T.gemm(") == 1
+    assert "kf.composite" not in text
+
+
+def test_operands_of_rounded_dots_are_not_copied() -> None:
+    with pytest.raises(ValueError, match=r"fill and read it with T\.Parallel"):
+        lower_rounded_dots(accepted_kernels.rounded_product(copied=True))

@@ -86,7 +86,13 @@ CHECKED = (
 )
 
 
-def run(source: str, arguments: Sequence[np.ndarray], grid: int = 1, schedules: Sequence[Schedule] = CHECKED) -> None:
+def run(
+    source: str,
+    arguments: Sequence[np.ndarray],
+    grid: int = 1,
+    schedules: Sequence[Schedule] = CHECKED,
+    rounded: bool = False,
+) -> None:
     """Execute under every schedule, with the checkers."""
     for schedule in schedules:
-        launch(library(source, schedule.check), arguments, grid, schedule)
+        launch(library(source, schedule.check), arguments, grid, schedule, rounded=rounded)

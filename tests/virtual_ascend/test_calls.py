@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from ascendc import CHECKED, L2, load, mixed, run, store, then, vector
 
+from kernelforge_ascend.virtual import VirtualFault
+
 rng = np.random.default_rng(3)
 
 
@@ -151,12 +153,13 @@ def test_l1_blocks_are_addressed_by_fractal():
     np.testing.assert_array_equal(c, dot(a[16:48, 32:96], b))
 
 
-def cube_loads(m: int, n: int, k: int) -> str:
+def cube_loads(m: int, n: int, k: int, element: str = "int8_t") -> str:
+    pitch = k if element == "int8_t" else 2 * k
     return (
         f"    asc_set_gm2l1_nz_para(1, 1, static_cast<uint16_t>({m}), 0);\n"
-        f"    asc_copy_gm2l1_nd2nz((__cbuf__ int8_t*)l1, A, {k}, {L2}, {m}, {k}, 0, 0);\n"
+        f"    asc_copy_gm2l1_nd2nz((__cbuf__ {element}*)l1, A, {pitch}, {L2}, {m}, {k}, 0, 0);\n"
         f"    asc_set_gm2l1_nz_para(1, 1, static_cast<uint16_t>({n}), 0);\n"
-        f"    asc_copy_gm2l1_nd2nz((__cbuf__ int8_t*)(l1 + 8192), B, {k}, {L2}, {n}, {k}, 0, 0);\n"
+        f"    asc_copy_gm2l1_nd2nz((__cbuf__ {element}*)(l1 + 8192), B, {pitch}, {L2}, {n}, {k}, 0, 0);\n"
         + then("MTE2", "MTE1")
     )
 
@@ -186,6 +189,28 @@ def test_tilelang_s_own_gemm_template_runs_unchanged():
     c = np.zeros((m, n), np.int32)
     run(mixed(GEMM_PARAMETERS, cube, ""), [a, b, c])
     np.testing.assert_array_equal(c, dot(a, b))
+
+
+def test_sums_of_bfloat16_products_round_one_by_one_and_only_in_native_mode():
+    m, n, k = 16, 32, 64
+    bits = rng.standard_normal((m + n, k)).astype(np.float32).view(np.uint32) >> 16
+    values = (bits << 16).view(np.float32)
+    a, b = bits[:m].astype(np.uint16), bits[m:].astype(np.uint16)
+    cube = (
+        cube_loads(m, n, k, "bfloat16_t") + f"    ascend_gemm_l1<{m}, {k}, {n}, 32, true, bfloat16_t>("
+        "(__cc__ float*)l0c, (__cbuf__ bfloat16_t*)l1, (__cbuf__ bfloat16_t*)(l1 + 8192), 1);\n"
+        + then("M", "FIX")
+        + f"    asc_copy_l0c2gm(C, (__cc__ float*)l0c, {n}, {m}, {n}, {m}, 0, 0, 0, 0, 0, 1, 0, 0);\n"
+    )
+    source = mixed("__gm__ bfloat16_t* A, __gm__ bfloat16_t* B, __gm__ float* C", cube, "")
+    want = np.zeros((m, n), np.float32)
+    for q in range(k):
+        want += values[:m, None, q] * values[None, m:, q]
+    found = np.zeros((m, n), np.float32)
+    run(source, [a, b, found], rounded=True)
+    np.testing.assert_array_equal(found, want)
+    with pytest.raises(VirtualFault, match="native mode only"):
+        run(source, [a, b, found])
 
 
 @pytest.mark.parametrize(("dual", "sub_block"), [(0, 0), (0, 1), (1, 0), (2, 0)])

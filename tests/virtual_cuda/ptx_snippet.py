@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from kernelforge_cuda._virtual import Program
 
 from kernelforge_cuda.virtual.launch import Schedule, run
 
@@ -29,7 +30,13 @@ def entry(body: str, parameters: int, *, target: str = "sm_90a", module: str = "
 
 
 def lanes(
-    body: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, Any], *, target: str = "sm_90a", module: str = ""
+    body: str,
+    inputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, Any],
+    *,
+    target: str = "sm_90a",
+    module: str = "",
+    rounded: bool = False,
 ) -> dict[str, np.ndarray]:
     """Values of `outputs` ({register: dtype}) after `body`; `inputs` are loaded into registers of their width first."""
     names = [*inputs, *outputs]
@@ -51,7 +58,7 @@ def lanes(
         module=module,
         registers="\n".join(declarations),
     )
-    run(text, "k", [1], [32], arrays, schedule=Schedule(), check=True, threads=1)
+    run(Program(text, rounded), "k", [1], [32], arrays, schedule=Schedule(), check=True, threads=1)
     return results
 
 

@@ -145,14 +145,15 @@ def test_integer_accumulators_wrap_or_saturate() -> None:
     assert set(clamp) == {2**31 - 1}
 
 
-def mma_bf16(a: float, b: float, c: float) -> np.ndarray:
+def mma_bf16(a: float, b: float, c: float, rounded: bool = False) -> np.ndarray:
     """All products a*b, sixteen of them, on top of c."""
     code = lambda v: np.full(32, int(np.array(v, ml_dtypes.bfloat16).view(np.uint16)) * 0x10001, np.uint32)  # noqa: E731
     body = (
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%z, %f1, %f2, %f3}, {%a, %a, %a, %a}, "
         "{%b, %b}, {%c, %c, %c, %c};"
     )
-    return lanes(body, {"%a": code(a), "%b": code(b), "%c": np.full(32, c, np.float32)}, {"%z": np.float32})["%z"]
+    inputs = {"%a": code(a), "%b": code(b), "%c": np.full(32, c, np.float32)}
+    return lanes(body, inputs, {"%z": np.float32}, rounded=rounded)["%z"]
 
 
 def test_a_sum_that_is_not_exact_is_an_error() -> None:
@@ -162,6 +163,15 @@ def test_a_sum_that_is_not_exact_is_an_error() -> None:
         mma_bf16(255.0, 255.0, 2.0**24)
     with pytest.raises(KernelFault, match="not exact in the matrix unit"):
         mma_bf16(1.0, 2.0**-20, 64.0)
+
+
+def test_sums_of_native_mode_round_product_by_product() -> None:
+    want = np.float32(2.0**24)
+    for _ in range(16):
+        want = np.float32(want + np.float32(1.5))
+    assert want != 2**24 + 16 * 1.5
+    assert set(mma_bf16(1.5, 1.0, 2.0**24, rounded=True)) == {want}
+    assert np.isnan(mma_bf16(np.inf, 0.0, 1.0, rounded=True)).all()
 
 
 def test_fp8_units_keep_14_bits() -> None:

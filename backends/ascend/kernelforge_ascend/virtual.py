@@ -246,6 +246,7 @@ def launch(
     *,
     kernel: Signature | None = None,
     workspaces: Sequence[str] = (),
+    rounded: bool = False,
     sanitize: str | None = None,
 ) -> None:
     """Run a kernel on the virtual device.
@@ -258,6 +259,8 @@ def launch(
         schedule: the order of events, and whether the checkers run.
         kernel: the function's signature; read from the source beside the library by default.
         workspaces: names of array parameters that start as garbage and are watched.
+        rounded: the cube unit's sums of bfloat16 products may round: in binary32, ascending along k. Without it only
+            int8 is multiplied.
         sanitize: as the library was built.
 
     Raises:
@@ -300,6 +303,7 @@ def launch(
         ctypes.c_int(SCHEDULES.index(schedule.order)),
         ctypes.c_uint64(schedule.seed),
         ctypes.c_int(int(schedule.check)),
+        ctypes.c_int(int(rounded)),
         ctypes.c_int(schedule.threads or len(os.sched_getaffinity(0))),
         error,
         ctypes.c_uint64(_ERROR_BYTES),

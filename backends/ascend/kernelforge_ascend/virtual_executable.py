@@ -28,6 +28,7 @@ class VirtualExecutable:
     def __init__(self, directory: Path, info: LaunchInfo) -> None:
         self._directory = directory
         self._signature = virtual.signature((directory / f"{virtual.CHECKED_STEM}.cpp").read_text())
+        self._rounded = info.rounded
         self._marshal = Marshaller(info, "cpu")
 
     def __call__(self, *tensors: torch.Tensor) -> None:
@@ -58,4 +59,12 @@ class VirtualExecutable:
 
         values = self._marshal.values(tensors, blocks, workspace)
         library = virtual.library(self._directory, checked=schedule.check)
-        virtual.launch(library, values, blocks, schedule, kernel=self._signature, workspaces=tuple(scratch))
+        virtual.launch(
+            library,
+            values,
+            blocks,
+            schedule,
+            kernel=self._signature,
+            workspaces=tuple(scratch),
+            rounded=self._rounded,
+        )

@@ -52,4 +52,5 @@ def description(info: LaunchInfo) -> dict[str, object]:
         "shared_bytes": info.shared_bytes,
         "params": [parameter.name for parameter in info.parameters],
         "tma": info.extra["tma"],
+        "rounded": info.rounded,
     }

@@ -252,38 +252,52 @@ void l1_to_l0(bool is_b, void* l0, const void* l1, uint32_t m_start, uint32_t k_
   });
 }
 
-// L0A [k / 32, m / 16, 16, 32] and L0B [k / 32, n / 16, 16, 32] give L0C [n / 16, m / 16, 16, 16].
-void mmad_int8(void* l0c, const void* l0a, const void* l0b, uint32_t m, uint32_t k, uint32_t n, bool clear,
-               Where where) {
+namespace {
+
+float float_of(uint16_t bf16) {
+  uint32_t bits = uint32_t(bf16) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+int32_t value_of(int8_t x) { return x; }
+float value_of(uint16_t x) { return float_of(x); }
+
+// L0A [k / C, m / 16, 16, C] and L0B [k / C, n / 16, 16, C] give L0C [n / 16, m / 16, 16, 16]; C elements are 32 bytes.
+// Products are added in ascending k.
+template <class In, class Sum>
+void mmad(void* l0c, const void* l0a, const void* l0b, uint32_t m, uint32_t k, uint32_t n, bool clear, Where where) {
   const char* name = "asc_mmad";
+  constexpr int kC = 32 / sizeof(In);
   require_cube_core(name, where);
-  if (m == 0 || n == 0 || k == 0 || k % 32 != 0) refuse(name, where, "extents must be positive, k a multiple of 32");
+  if (m == 0 || n == 0 || k == 0 || k % kC != 0)
+    refuse(name, where, "extents must be positive, k a multiple of " + std::to_string(kC));
   int64_t c_at = offset_of(l0c), a_at = offset_of(l0a), b_at = offset_of(l0b);
   queue(PIPE_M, name, where, [=] {
     Machine& machine_ = machine();
-    uint32_t m16 = (m + 15) / 16, n16 = (n + 15) / 16, k32 = k / 32;
-    auto* a = reinterpret_cast<int8_t*>(machine_.on_chip(machine_.l0a, a_at, std::size_t(m16) * k32 * 512, false));
-    auto* b = reinterpret_cast<int8_t*>(machine_.on_chip(machine_.l0b, b_at, std::size_t(n16) * k32 * 512, false));
+    uint32_t m16 = (m + 15) / 16, n16 = (n + 15) / 16, groups = k / kC;
+    auto* a = reinterpret_cast<In*>(machine_.on_chip(machine_.l0a, a_at, std::size_t(m16) * groups * 512, false));
+    auto* b = reinterpret_cast<In*>(machine_.on_chip(machine_.l0b, b_at, std::size_t(n16) * groups * 512, false));
     std::size_t c_bytes = std::size_t(m16) * n16 * 1024;
     if (!clear) machine_.on_chip(machine_.l0c, c_at, c_bytes, false);
-    auto* c = reinterpret_cast<int32_t*>(machine_.on_chip(machine_.l0c, c_at, c_bytes, true));
+    auto* c = reinterpret_cast<Sum*>(machine_.on_chip(machine_.l0c, c_at, c_bytes, true));
     if (clear) std::memset(c, 0, c_bytes);
-    for (uint32_t group = 0; group < k32; group++) {
+    for (uint32_t group = 0; group < groups; group++) {
       for (uint32_t tile_n = 0; tile_n < n16; tile_n++) {
         // B transposed, so that the innermost loop runs over n.
-        int16_t columns[32][16];
-        const int8_t* b_fractal = b + (std::size_t(group) * n16 + tile_n) * 512;
+        Sum columns[kC][16];
+        const In* b_fractal = b + (std::size_t(group) * n16 + tile_n) * 16 * kC;
         for (int j = 0; j < 16; j++) {
-          for (int q = 0; q < 32; q++) columns[q][j] = b_fractal[j * 32 + q];
+          for (int q = 0; q < kC; q++) columns[q][j] = value_of(b_fractal[j * kC + q]);
         }
         for (uint32_t tile_m = 0; tile_m < m16; tile_m++) {
-          const int8_t* a_fractal = a + (std::size_t(group) * m16 + tile_m) * 512;
-          int32_t* c_fractal = c + (std::size_t(tile_n) * m16 + tile_m) * 256;
+          const In* a_fractal = a + (std::size_t(group) * m16 + tile_m) * 16 * kC;
+          Sum* c_fractal = c + (std::size_t(tile_n) * m16 + tile_m) * 256;
           for (int i = 0; i < 16; i++) {
-            int32_t sums[16];
+            Sum sums[16];
             std::memcpy(sums, c_fractal + i * 16, sizeof(sums));
-            for (int q = 0; q < 32; q++) {
-              int32_t factor = a_fractal[i * 32 + q];
+            for (int q = 0; q < kC; q++) {
+              Sum factor = value_of(a_fractal[i * kC + q]);
               for (int j = 0; j < 16; j++) sums[j] += factor * columns[q][j];
             }
             std::memcpy(c_fractal + i * 16, sums, sizeof(sums));
@@ -292,6 +306,19 @@ void mmad_int8(void* l0c, const void* l0a, const void* l0b, uint32_t m, uint32_t
       }
     }
   });
+}
+
+}  // namespace
+
+void mmad_int8(void* l0c, const void* l0a, const void* l0b, uint32_t m, uint32_t k, uint32_t n, bool clear,
+               Where where) {
+  mmad<int8_t, int32_t>(l0c, l0a, l0b, m, k, n, clear, where);
+}
+
+void mmad_bf16(void* l0c, const void* l0a, const void* l0b, uint32_t m, uint32_t k, uint32_t n, bool clear,
+               Where where) {
+  if (!machine().options().rounded) refuse("asc_mmad", where, "sums of bfloat16 products round: native mode only");
+  mmad<uint16_t, float>(l0c, l0a, l0b, m, k, n, clear, where);
 }
 
 namespace {

@@ -36,7 +36,7 @@ struct KfRegion {
 
 /// Runs `blocks` blocks of the kernel behind `entry`. Returns 0, or 1 with the text of the lowest block's error.
 int kf_launch(void (*entry)(void**), void** arguments, const KfRegion* regions, int region_count, int blocks, int kind,
-              int schedule, uint64_t seed, int check, int threads, char* error, uint64_t error_bytes) {
+              int schedule, uint64_t seed, int check, int rounded, int threads, char* error, uint64_t error_bytes) {
   std::vector<kf::GlobalRegion> memory;
   for (int i = 0; i < region_count; i++) {
     memory.emplace_back(regions[i].name, static_cast<uint8_t*>(regions[i].base), regions[i].bytes,
@@ -47,6 +47,7 @@ int kf_launch(void (*entry)(void**), void** arguments, const KfRegion* regions, 
   options.schedule = static_cast<kf::Schedule>(schedule);
   options.seed = seed;
   options.check = check != 0;
+  options.rounded = rounded != 0;
   std::atomic<int> next{0};
   std::mutex first_error;
   std::string text;

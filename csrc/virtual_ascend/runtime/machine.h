@@ -32,6 +32,7 @@ struct Options {
   Schedule schedule = Schedule::kRandom;
   uint64_t seed = 0;
   bool check = false;
+  bool rounded = false;  // sums of the cube unit need not be exact (native mode)
 };
 
 /// "MTE2 -> V event 1".

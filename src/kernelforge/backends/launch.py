@@ -66,6 +66,8 @@ class LaunchInfo:
         threads: threads per block (1 on devices without them).
         shared_bytes: dynamic shared memory per block.
         workspaces: scratch memory.
+        rounded: some products are rounded as the device likes (native mode); virtual devices then do not hold sums of
+            matrix units to be exact.
         extra: what only the backend reads (JSON values).
     """
 
@@ -76,6 +78,7 @@ class LaunchInfo:
     threads: tuple[int, int, int] = (1, 1, 1)
     shared_bytes: int = 0
     workspaces: tuple[Workspace, ...] = ()
+    rounded: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class LaunchInfo:
             threads=(data["threads"][0], data["threads"][1], data["threads"][2]),
             shared_bytes=data["shared_bytes"],
             workspaces=tuple(Workspace(w["name"], w["dtype"], tuple(w["shape"])) for w in data["workspaces"]),
+            rounded=data["rounded"],
             extra=dict(data["extra"]),
         )
 

@@ -4,6 +4,7 @@ from .artifact_lint import ForbiddenArithmetic
 from .composites import Composite, composite_of, composites_in, lower_composites, take_composites
 from .lower import Lowered, lower, trace
 from .pinned_fp32 import pin_fp32
+from .rounded_dots import lower_rounded_dots, rounds_dots
 from .verify import NotPortable, verify
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "composites_in",
     "lower",
     "lower_composites",
+    "lower_rounded_dots",
     "pin_fp32",
+    "rounds_dots",
     "take_composites",
     "trace",
     "verify",

@@ -10,6 +10,7 @@ from typing import Any
 from ..backends.interface import Backend
 from ..backends.launch import Argument, LaunchInfo, Parameter, Workspace
 from .artifact_lint import lint_artifact
+from .rounded_dots import rounds_dots
 from .tir import functions, pass_context, post_order, target_of, text, tilelang, tirx
 from .verify import verify
 
@@ -87,6 +88,7 @@ def _launch_info(portable: Any, function: Any, artifact: Any) -> LaunchInfo:
         parameters=tuple(parameters),
         grid=_grid(portable),
         workspaces=tuple(workspaces),
+        rounded=rounds_dots(portable),
     )
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "buffer_location",
     "called",
     "functions",
+    "gemm",
     "mutator",
     "pass_context",
     "post_order",
@@ -45,6 +46,11 @@ def called(node: Any) -> str:
 def rebuild_call(call: Any, arguments: Sequence[Any]) -> Any:
     """``call`` with other arguments; annotations and dtype are kept."""
     return tirx.Call(call.dtype, call.op, list(arguments), annotations=call.annotations)
+
+
+def gemm(a: Any, b: Any, out: Any, transpose_b: bool) -> Any:
+    """The call that puts a @ b, or a @ b^T, into ``out``; all three are buffers."""
+    return tilelang.language.gemm(a, b, out, transpose_B=transpose_b, clear_accum=True)
 
 
 def post_order(node: Any, visit: Callable[[Any], None]) -> None:

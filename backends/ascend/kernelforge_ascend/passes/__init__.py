@@ -4,7 +4,7 @@ Each is a function from PrimFunc to PrimFunc; the program means the same before 
 """
 
 from kernelforge.backends.interface import Pass
-from kernelforge.lowering import lower_composites, pin_fp32
+from kernelforge.lowering import lower_composites, lower_rounded_dots, pin_fp32
 
 from .. import scheduling
 from .balance_threads import balance_threads
@@ -20,6 +20,7 @@ from .vector_regions import vector_regions
 scheduling.install()
 
 PIPELINE: tuple[Pass, ...] = (
+    lower_rounded_dots,
     lower_composites,
     flatten_grid,
     persistent_grid,

@@ -267,9 +267,11 @@ class _GemmToCube(RootRewriter):
         return sequence([load, node]) if self.uses.get(target.buffer).read else load
 
     def _gemm(self, gemm: _Gemm) -> Any:
-        if gemm.a.buffer.dtype != "int8" or gemm.c.buffer.dtype != "int32":
+        types = str(gemm.a.buffer.dtype), str(gemm.c.buffer.dtype)
+        if types not in (("int8", "int32"), ("bfloat16", "float32")):
             raise LoweringError(
-                f"gemm of {gemm.a.buffer.dtype} into {gemm.c.buffer.dtype}: exact mode has int8 into int32 only"
+                f"gemm of {types[0]} into {types[1]}: int8 into int32 (exact mode) and bfloat16 into float32 (native "
+                "mode) are wanted"
             )
         a, stage_a = self._operand(gemm.a, gemm.transpose_a)
         b, stage_b = self._operand(gemm.b, not gemm.transpose_b)

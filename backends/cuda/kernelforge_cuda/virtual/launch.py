@@ -58,7 +58,7 @@ class VirtualKernel:
     """
 
     def __init__(self, ptx: str, info: Mapping[str, Any]) -> None:
-        self.program = _virtual.Program(ptx)
+        self.program = _virtual.Program(ptx, info.get("rounded", False))
         self.info = info
         entries = {entry["name"]: entry for entry in self.program.entries}
         if info["entry"] not in entries:

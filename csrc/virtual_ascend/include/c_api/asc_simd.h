@@ -35,6 +35,9 @@ using asc_unit_flag_mode = int;
 using asc_quant_mode = int;
 using asc_relu_pre_mode = int;
 using half = _Float16;
+struct bfloat16_t {
+  uint16_t bits;
+};
 enum asc_lock_mode { ASC_LOCK_BLOCK, ASC_LOCK_NON_BLOCK };
 struct float4_e2m1x2_t {
   uint8_t bits;
@@ -134,9 +137,10 @@ template <class C, class A, class B>
 inline void asc_mmad(C* l0c, A* l0a, B* l0b, uint32_t m, uint32_t k, uint32_t n, uint32_t unit_flag, bool, bool,
                      bool clear, KF_HERE) {
   constexpr bool exact = std::is_same_v<A, int8_t> && std::is_same_v<B, int8_t> && std::is_same_v<C, int32_t>;
-  if (!exact) kf::unsupported("asc_mmad of anything but int8 into int32", where);
+  constexpr bool rounded = std::is_same_v<A, bfloat16_t> && std::is_same_v<B, bfloat16_t> && std::is_same_v<C, float>;
+  if (!exact && !rounded) kf::unsupported("asc_mmad of anything but int8 into int32, bfloat16 into float", where);
   if (unit_flag != 0) kf::unsupported("asc_mmad with a unit flag", where);
-  kf::mmad_int8(l0c, l0a, l0b, m, k, n, clear, where);
+  (exact ? kf::mmad_int8 : kf::mmad_bf16)(l0c, l0a, l0b, m, k, n, clear, where);
 }
 template <class T>
 inline void asc_copy_l12l0a_mx(uint64_t, T*, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, KF_HERE) {

@@ -55,6 +55,9 @@ void l1_to_l0(bool is_b, void* l0, const void* l1, uint32_t m_start, uint32_t k_
               uint32_t l1_stride, uint32_t l0_stride, Where where);
 void mmad_int8(void* l0c, const void* l0a, const void* l0b, uint32_t m, uint32_t k, uint32_t n, bool clear,
                Where where);
+/// bfloat16 into float: binary32, products added to the sum in ascending k. Only in launches whose sums may round.
+void mmad_bf16(void* l0c, const void* l0a, const void* l0b, uint32_t m, uint32_t k, uint32_t n, bool clear,
+               Where where);
 void l0c_to_ub(void* ub, const void* l0c, uint32_t n, uint32_t m, uint32_t ub_stride, uint32_t l0c_stride,
                int sub_block, int dual, Where where);
 void l0c_to_gm(void* gm, const void* l0c, uint32_t n, uint32_t m, uint32_t gm_stride, uint32_t l0c_stride, Where where);

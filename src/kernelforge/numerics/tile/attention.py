@@ -130,7 +130,7 @@ def start_empty(m: Any, l: Any, o: Sequence[Any]) -> None:  # noqa: E741
 
 
 @T.macro
-def _entry(kv: Any, entries: Any, segment: Any, row: Any, k: Any) -> Any:
+def entry_element(kv: Any, entries: Any, segment: Any, row: Any, k: Any) -> Any:
     """Element k of an entry: of ``kv`` where segment[0] is 0, else of ``entries``; 0 where ``row`` is negative."""
     at = T.alloc_var("int32")
     at = row
@@ -187,7 +187,6 @@ def attention_chunk(
     factor: float,
     factor_bits: int,
     block_E: int,
-    native: bool,
     fresh: bool,
 ) -> None:
     """The state with the contribution of one chunk of entries.
@@ -201,7 +200,6 @@ def attention_chunk(
         factor, factor_bits: what scores are multiplied by, and its bits.
         block_E: entries cut at a time for the scores; divides 128, at least 16.
         fresh: the state before is empty, whatever ``m``, ``l`` and ``o`` hold.
-        native: a backend that takes the region may use its fastest dots instead of exact ones.
     """
     with composite(
         "attention_chunk",
@@ -216,7 +214,6 @@ def attention_chunk(
         rows,
         *o,
         factor=factor_bits,
-        native=int(native),
         fresh=int(fresh),
     ):
         if fresh:
@@ -242,7 +239,7 @@ def attention_chunk(
         low = T.alloc_fragment((heads, block_E), "int32")
         for part in T.serial(CHUNK // block_E):
             for j, k in T.Parallel(block_E, width):
-                raw[j, k] = T.cast(_entry(kv, entries, segment, rows[part * block_E + j], k), "uint16")
+                raw[j, k] = T.cast(entry_element(kv, entries, segment, rows[part * block_E + j], k), "uint16")
             cut_rows(raw, k_high, k_low, k_exponent)
             T.gemm(q_high, k_high, high, transpose_B=True, clear_accum=True)
             T.gemm(q_high, k_low, cross, transpose_B=True, clear_accum=True)
@@ -292,7 +289,7 @@ def attention_chunk(
             # Transposed: matrix units want both operands contiguous along the contraction.
             for d, j in T.Parallel(block_D, CHUNK):
                 q = T.alloc_var("int32")
-                q = windows.window_bf16(_entry(kv, entries, segment, rows[j], block * block_D + d), exponent[j])
+                q = windows.window_bf16(entry_element(kv, entries, segment, rows[j], block * block_D + d), exponent[j])
                 v_high[d, j] = T.cast(windows.high(q), "int8")
                 v_low[d, j] = T.cast(windows.low(q), "int8")
             T.gemm(p_high, v_high, o_high, transpose_B=True, clear_accum=True)

@@ -103,7 +103,7 @@ def expected(problem: Problem) -> Arrays:
     return {"out": out}
 
 
-def run(problem: Problem, device: str) -> Arrays:
+def run(problem: Problem, device: str, numerics: str = "exact") -> Arrays:
     """The op's output on a device."""
     from ..support import home_of
     from .op import csa_attention, hca_attention
@@ -116,6 +116,7 @@ def run(problem: Problem, device: str) -> Arrays:
         "block_table": put(x.pages),
         "cos": put(x.cos),
         "sin": put(x.sin),
+        "numerics": numerics,
         "backend": device,
     }
     first = (put(x.q), put(x.kv), put(entries))

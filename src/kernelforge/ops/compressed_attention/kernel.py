@@ -18,6 +18,7 @@ from ...numerics.tile.attention import (
     merge,
     start,
 )
+from ...numerics.tile.attention_native import attention_chunk_native
 from ...numerics.tile.scalar import bits_of, read
 
 SIZES = 4
@@ -92,11 +93,40 @@ def _chunk_finder(window, ratio, topk, page):
 
 
 @T.macro
-def _load_query(q, query, head, H, q_high, q_low, q_exponent):
-    """The slices of the block's heads; what lies beyond the last head is computed and never written."""
-    tile = T.alloc_shared(q_high.shape, "uint16")
-    T.copy(q[query * H + head, 0], tile)
-    cut_rows(tile, q_high, q_low, q_exponent)
+def _allocate_queries(block_H, D, native):
+    """Tiles of a block's heads: slices and exponents, in native mode the rows themselves."""
+    if native:
+        q_rows = T.alloc_shared((block_H, D), "uint16")
+        return (q_rows,)
+    q_high = T.alloc_shared((block_H, D), "int8")
+    q_low = T.alloc_shared((block_H, D), "int8")
+    q_exponent = T.alloc_shared((block_H,), "int32")
+    return (q_high, q_low, q_exponent)
+
+
+@T.macro
+def _load_query(q, query, head, H, queries):
+    """The block's heads; what lies beyond the last head is computed and never written."""
+    if len(queries) == 1:
+        for i, k in T.Parallel(queries[0].shape[0], queries[0].shape[1]):
+            queries[0][i, k] = T.if_then_else(head + i < H, q[query * H + T.min(head + i, H - 1), k], T.uint16(0))
+    else:
+        tile = T.alloc_shared(queries[0].shape, "uint16")
+        T.copy(q[query * H + head, 0], tile)
+        cut_rows(tile, *queries)
+
+
+@T.macro
+def _add_chunk(m, l, o, queries, kv, entries, segment, rows, factor_bits, block_E, fresh):  # noqa: E741
+    """The state with one chunk, by the products of the mode whose tiles ``queries`` are."""
+    if len(queries) == 1:
+        attention_chunk_native(
+            m, l, o, *queries, kv, entries, segment, rows, _factor(factor_bits), factor_bits, block_E, fresh
+        )
+    else:
+        attention_chunk(
+            m, l, o, *queries, kv, entries, segment, rows, _factor(factor_bits), factor_bits, block_E, fresh
+        )
 
 
 @T.macro
@@ -154,7 +184,7 @@ def attention(H, D, window, ratio, topk, page, rope, factor_bits, native, block_
         page: entries to a page, or 0 where a batch row's entries lie side by side.
         rope: channels to rotate back on the output.
         factor_bits: float32 bits of what scores are multiplied by.
-        native: leave exactness to the backend (native mode).
+        native: bfloat16 products as the device rounds them (native mode).
         block_H, block_E, block_D, threads: schedule; never changes a bit of the result.
     """
     Q, rows_q, rows_kv, rows_e = T.dynamic("Q"), T.dynamic("rows_q"), T.dynamic("rows_kv"), T.dynamic("rows_e")
@@ -179,9 +209,7 @@ def attention(H, D, window, ratio, topk, page, rope, factor_bits, native, block_
         out: T.Tensor((rows_q, D), "uint16"),
     ):
         with T.Kernel(T.ceildiv(H, block_H), Q, threads=threads) as (bh, query):
-            q_high = T.alloc_shared((block_H, D), "int8")
-            q_low = T.alloc_shared((block_H, D), "int8")
-            q_exponent = T.alloc_shared((block_H,), "int32")
+            queries = _allocate_queries(block_H, D, native)
             sinks = T.alloc_shared((block_H,), "float32")
             m = T.alloc_shared((block_H,), "float32")
             l = T.alloc_shared((block_H,), "float32")  # noqa: E741
@@ -189,29 +217,13 @@ def attention(H, D, window, ratio, topk, page, rope, factor_bits, native, block_
             rows = T.alloc_shared((CHUNK,), "int32")
             segment = T.alloc_shared((1,), "int32")
             visible = T.alloc_var("int32")
-            _load_query(q, query, bh * block_H, H, q_high, q_low, q_exponent)
+            _load_query(q, query, bh * block_H, H, queries)
             _load_sink(sink, bh * block_H, H, sinks)
             start(m, l, o, sinks)
             for c in T.serial(slots + C):
                 visible = find_chunk(c, query, positions, kv_start, selected, table, sizes, rows, segment)
                 if visible == 1:
-                    attention_chunk(
-                        m,
-                        l,
-                        o,
-                        q_high,
-                        q_low,
-                        q_exponent,
-                        kv,
-                        entries,
-                        segment,
-                        rows,
-                        _factor(factor_bits),
-                        factor_bits,
-                        block_E,
-                        native,
-                        False,
-                    )
+                    _add_chunk(m, l, o, queries, kv, entries, segment, rows, factor_bits, block_E, False)
             finish(l, o)
             _write(o, query, bh * block_H, H, rope, cos, sin, out)
 
@@ -248,9 +260,7 @@ def attention_parts(H, D, window, ratio, topk, page, factor_bits, native, splits
         part_o: T.Tensor((part_rows, D), "float32"),
     ):
         with T.Kernel(splits, T.ceildiv(H, block_H), Q, threads=threads) as (split, bh, query):
-            q_high = T.alloc_shared((block_H, D), "int8")
-            q_low = T.alloc_shared((block_H, D), "int8")
-            q_exponent = T.alloc_shared((block_H,), "int32")
+            queries = _allocate_queries(block_H, D, native)
             m = T.alloc_shared((block_H,), "float32")
             l = T.alloc_shared((block_H,), "float32")  # noqa: E741
             o = [T.alloc_fragment((block_H, block_D), "float32") for _ in range(D // block_D)]
@@ -259,29 +269,13 @@ def attention_parts(H, D, window, ratio, topk, page, factor_bits, native, splits
             visible = T.alloc_var("int32")
             head = bh * block_H
             if split < slots + C:
-                _load_query(q, query, head, H, q_high, q_low, q_exponent)
+                _load_query(q, query, head, H, queries)
             for turn in T.serial(T.ceildiv(slots + C, splits)):
                 c = split + turn * splits
                 if c < slots + C:
                     visible = find_chunk(c, query, positions, kv_start, selected, table, sizes, rows, segment)
                     if visible == 1:
-                        attention_chunk(
-                            m,
-                            l,
-                            o,
-                            q_high,
-                            q_low,
-                            q_exponent,
-                            kv,
-                            entries,
-                            segment,
-                            rows,
-                            _factor(factor_bits),
-                            factor_bits,
-                            block_E,
-                            native,
-                            True,
-                        )
+                        _add_chunk(m, l, o, queries, kv, entries, segment, rows, factor_bits, block_E, True)
                         for block, tile in enumerate(o):
                             for i, d in T.Parallel(block_H, block_D):
                                 if head + i < H:

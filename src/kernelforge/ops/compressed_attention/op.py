@@ -55,7 +55,8 @@ def csa_attention(
         cos, sin: float32 [B, S, R / 2] of the queries' positions: undo the rotation (interleaved pairs) on the last R
             channels of the output.
         numerics: ``"exact"``, the contract of ``docs/numerics.md`` (C1, C2, C4 to C6, C8), or ``"native"``: bfloat16
-            dots and probabilities on CPUs that have them (AVX512-BF16), deterministic; elsewhere the exact path.
+            products and probabilities on the device's matrix unit, deterministic, within the bound stated there; CPUs
+            without bfloat16 dots (AVX512-BF16) run the exact path.
         backend: None for the tensors' own device, or a device name such as ``"cpu"``, ``"cuda:virtual"``.
 
     Returns:

@@ -1,0 +1,135 @@
+"""Attention over shared entries in native mode, as TileLang macros: bfloat16 products on the device's own matrix unit.
+
+States are those of ``attention.py``, and are merged and finished by its macros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tilelang.language as T
+
+from ...formats.tile import bf16, integer
+from ..attention import CHUNK, WEIGHT_ONE
+from .attention import INVISIBLE, entry_element, float_of, limit, merge_factors, start_empty
+from .composite import composite
+from .elementary import exp2
+from .rounded_dot import rounded_dot
+from .scalar import bits_of
+
+LANES = 8
+"""Neighbours that share a row's maximum and sum."""
+
+
+@T.macro
+def attention_chunk_native(
+    m: Any,
+    l: Any,  # noqa: E741
+    o: Sequence[Any],
+    q: Any,
+    kv: Any,
+    entries: Any,
+    segment: Any,
+    rows: Any,
+    factor: float,
+    factor_bits: int,
+    block_E: int,
+    fresh: bool,
+) -> None:
+    """The state with the contribution of one chunk of entries.
+
+    Probabilities are rounded to bfloat16, and the denominator adds the rounded ones. A NaN or an infinity among a
+    head's scores makes its result NaN.
+
+    Args:
+        m, l, o, kv, entries, segment, rows, factor, factor_bits, fresh: as for ``attention_chunk``.
+        q: uint16 [heads, D], bits of bfloat16, in shared memory.
+        block_E: entries multiplied at a time for the scores; divides 128, at least 16.
+    """
+    with composite(
+        "attention_chunk_native",
+        m,
+        l,
+        q,
+        kv,
+        entries,
+        segment,
+        rows,
+        *o,
+        factor=factor_bits,
+        fresh=int(fresh),
+    ):
+        if fresh:
+            start_empty(m, l, o)
+        heads, width = q.shape
+        block_D = o[0].shape[1]
+        keys = T.alloc_shared((block_E, width), "uint16")
+        scores = T.alloc_shared((heads, CHUNK), "float32")
+        p = T.alloc_shared((heads, CHUNK), "uint16")
+        partial = T.alloc_shared((heads, LANES), "float32")
+        chunk_m = T.alloc_shared((heads,), "float32")
+        chunk_l = T.alloc_shared((heads,), "float32")
+        kept = T.alloc_shared((heads,), "float32")
+        added = T.alloc_shared((heads,), "float32")
+        products = T.alloc_fragment((heads, block_E), "float32")
+        for part in T.serial(CHUNK // block_E):
+            for j, k in T.Parallel(block_E, width):
+                keys[j, k] = T.cast(entry_element(kv, entries, segment, rows[part * block_E + j], k), "uint16")
+            rounded_dot(q, keys, products, True)
+            for i, j in T.Parallel(heads, block_E):
+                scores[i, part * block_E + j] = T.if_then_else(
+                    rows[part * block_E + j] < 0, T.float32(INVISIBLE), products[i, j] * T.float32(factor)
+                )
+        for i, lane in T.Parallel(heads, LANES):
+            largest = T.alloc_var("float32")
+            largest = scores[i, lane]
+            for j in T.serial(CHUNK // LANES):
+                largest = larger_or_nan(largest, scores[i, j * LANES + lane])
+            partial[i, lane] = largest
+        for i in T.Parallel(heads):
+            largest = T.alloc_var("float32")
+            largest = partial[i, 0]
+            for lane in T.serial(LANES):
+                largest = larger_or_nan(largest, partial[i, lane])
+            chunk_m[i] = float_of(T.if_then_else(not_finite(largest), 0, bits_of(largest)))
+            chunk_l[i] = float_of(T.if_then_else(not_finite(largest), integer.FLOAT32_NAN, 0))
+        for i, lane in T.Parallel(heads, LANES):
+            total = T.alloc_var("float32")
+            total = T.float32(0)
+            for j in T.serial(CHUNK // LANES):
+                weight = T.alloc_var("float32")
+                weight = exp2(scores[i, j * LANES + lane] - chunk_m[i]) * T.float32(WEIGHT_ONE)
+                code = T.alloc_var("int32")
+                code = bf16.encode(bits_of(weight))
+                p[i, j * LANES + lane] = T.cast(code, "uint16")
+                total = total + float_of(code << 16)
+            partial[i, lane] = total
+        for i in T.Parallel(heads):
+            total = T.alloc_var("float32")
+            total = chunk_l[i]
+            for lane in T.serial(LANES):
+                total = total + partial[i, lane]
+            chunk_l[i] = total
+        merge_factors(m, l, chunk_m, chunk_l, kept, added)
+        values = T.alloc_shared((CHUNK, block_D), "uint16")
+        sums = T.alloc_fragment((heads, block_D), "float32")
+        for block, tile in enumerate(o):
+            for j, d in T.Parallel(CHUNK, block_D):
+                values[j, d] = T.cast(entry_element(kv, entries, segment, rows[j], block * block_D + d), "uint16")
+            rounded_dot(p, values, sums, False)
+            for i, d in T.Parallel(heads, block_D):
+                tile[i, d] = limit(tile[i, d] * kept[i]) + limit(sums[i, d] * added[i])
+
+
+def not_finite(x: Any) -> Any:
+    """Whether x is a NaN or an infinity."""
+    return (bits_of(x) & integer.MAGNITUDE) >= integer.FLOAT32_INFINITY
+
+
+@T.macro
+def larger_or_nan(x: Any, y: Any) -> Any:
+    """The larger of two; one that is not finite, if either is."""
+    result = T.alloc_var("float32")
+    result = T.if_then_else(not_finite(x), x, T.if_then_else(not_finite(y), y, T.if_then_else(y > x, y, x)))
+    return result
