@@ -13,6 +13,7 @@ import torch
 import kernelforge as kf
 from kernelforge.nn import MoE, MXFP4Experts
 from kernelforge.ops.mega_moe.parallel import session as sessions
+from kernelforge.ops.mega_moe.parallel.agree import Agreeing
 from kernelforge.ops.mega_moe.parallel.gradient import backward
 from kernelforge.ops.mega_moe.parallel.headed import CheckedTransport, Link
 from kernelforge.ops.mega_moe.parallel.layer import Experts, Tokens, forward
@@ -97,14 +98,14 @@ def configure(group, timeout=60.0, checksums=False, link=None) -> None:
 
 
 class Dying:
-    """A transport whose process dies when it posts for the nth time on a channel."""
+    """A transport whose process dies when it sends for the nth time on a channel."""
 
     def __init__(self, inner, channel: int, number: int) -> None:
-        self.inner, self.rank, self.size = inner, inner.rank, inner.size
+        self.inner, self.rank, self.size, self.early = inner, inner.rank, inner.size, inner.early
         self.channel, self.left = channel, number
 
     def post(self, channel, sends, receives):
-        self.left -= channel == self.channel
+        self.left -= channel == self.channel and bool(sends)
         if self.left == 0:
             os._exit(1)
         return self.inner.post(channel, sends, receives)
@@ -115,6 +116,7 @@ def timed_failure(group, weights, tokens, shares, waves, victim=-1, channel=0, n
     session = sessions.session(group, torch.device("cpu"))
     if group.rank() == victim:
         session.engine.transport = Dying(session.engine.transport, channel, number)
+        session.agreeing = Agreeing(session.engine.transport, torch.device("cpu"), 60.0)
     experts = Experts(*shard(weights, group.rank(), group.size()), 10.0, None)
     begun = time.monotonic()
     kind = said = ""

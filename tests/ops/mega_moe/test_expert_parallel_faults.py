@@ -81,14 +81,19 @@ def test_a_rank_that_never_arrives_is_missed_within_the_timeout_and_may_come_bac
     assert 1.5 < seconds < 6
     # The late one finds itself given up; then both connect again.
     ranks.start(timed_failure, WEIGHTS, TOKENS_OF_ALL, SHARES, 2, ranks=[1])
-    assert ranks.finish([1])[0][0] == "PeerLost"
+    ((kind, said, seconds),) = ranks.finish([1])
+    assert kind == "PeerLost"
+    assert "rank 0 gave up: PeerLost: rank 1 did not answer" in said
+    assert seconds < 1
     _layer_works(ranks)
 
 
 def test_nothing_is_left_behind_by_a_thousand_calls(ranks):
     for before, after in ranks.call(held_after, WEIGHTS, TOKENS_OF_ALL, SHARES, 1000):
         assert after[0] - before[0] < 2 << 20  # less than 2 KiB a call; a buffer of this layer has 10
-        assert after[1:] == before[1:]  # threads, open files
+        threads, files = after[1] - before[1], after[2] - before[2]
+        assert threads <= 0, before  # fewer: those of connections that broke in tests before this one
+        assert files <= 0, before
 
 
 @pytest.mark.parametrize(("channel", "number"), [(0, 1), (1, 2), (2, 1), (2, 2)])
@@ -96,7 +101,7 @@ def test_a_rank_that_dies_is_missed_by_all_others_at_once(channel, number):
     """Before agreeing; before tokens of its second wave leave; before results of its first, of its last wave do."""
     size = 3
     weights = tuple(layer(np.random.default_rng(5), 6, HIDDEN, INTER))
-    topk_idx = choices(np.random.default_rng(1), TOKENS, SLOTS, 6, dropped=0.0)
+    topk_idx = ((np.arange(TOKENS)[:, None] + np.arange(SLOTS)) % 6).astype(np.int32)  # every rank needs every expert
     tokens = (TOKENS_OF_ALL[0], topk_idx, TOKENS_OF_ALL[2])
     shares = [list(range(7)), list(range(7, 14)), list(range(14, TOKENS))]
     with Ranks(size) as ranks:

@@ -71,6 +71,17 @@ def test_the_slowest_rank_decides():
     assert timeline.busy("compute", 1) == pytest.approx(busiest)
 
 
+def test_ranks_share_processors():
+    shared = _loads(1, 6.0, 1.0, 4.0, ranks=4, processors=2)
+    assert simulate(program("serial", 1), shared).seconds == pytest.approx(12 + 1 + 4)
+    assert shared.bound == pytest.approx((12 + 5) / 12)
+    # One rank is done sooner, and its half of a processor goes to the others.
+    shared.linear1[0], shared.linear2[0] = 0.0, 3.0
+    assert simulate(program("serial", 1), shared).seconds == pytest.approx(1 + (3 + 3 * 6) / 2 + 4)
+    own = _loads(1, 6.0, 1.0, 4.0, ranks=4, processors=4)
+    assert simulate(program("serial", 1), own).seconds == pytest.approx(6 + 1 + 4)
+
+
 def test_lanes_do_one_thing_at_a_time():
     timeline = simulate(program("waves", 5), _loads(5, 3.0, 2.0, 4.0, ranks=3, latency=0.2))
     for rank in range(3):

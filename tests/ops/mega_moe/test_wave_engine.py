@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from thread_ranks import all_of, on_threads
 
-from kernelforge.ops.mega_moe.parallel.agree import agree
+from kernelforge.ops.mega_moe.parallel.agree import EXPERTS, Agreeing
 from kernelforge.ops.mega_moe.parallel.engine import Engine
 from kernelforge.ops.mega_moe.parallel.errors import MoeCommunicationError, PayloadCorrupted, PeerLost, PeerRefused
 from kernelforge.ops.mega_moe.parallel.headed import CheckedTransport, Link, ShapedTransport
@@ -70,7 +70,7 @@ def exchange(engine: Engine, counts, schedule, waves, fail_in=-1):
     plan = WavePlan(counts, rank, 1 if schedule == "serial" else waves)
     stamp = Stamp(rank * plan.local, fail_in)
     with engine.call():
-        results = engine.run(program(schedule, plan.waves), plan, rows_of(counts, rank), stamp, RESULT)
+        results = engine.run(program(schedule, plan.waves), plan, ROW, lambda: rows_of(counts, rank), stamp, RESULT)
     return results.view(torch.int32).clone(), stamp.seen
 
 
@@ -82,12 +82,14 @@ def exchange(engine: Engine, counts, schedule, waves, fail_in=-1):
     waves=st.sampled_from([1, 2, 3, 8]),
     kind=st.sampled_from(["some", "none", "one expert", "empty rank", "one source"]),
     wrapped=st.booleans(),
+    early=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_rows_reach_their_experts_in_token_order_and_return(size, local, schedule, waves, kind, wrapped, seed):
+def test_rows_reach_their_experts_in_token_order_and_return(size, local, schedule, waves, kind, wrapped, early, seed):
     counts = counts_of(size, size * local, seed, kind)
 
     def work(rank, transport):
+        transport.early = early
         if wrapped:
             transport = CheckedTransport(ShapedTransport(transport, Link(1e8, 1e-4)))
         engine = Engine(transport, CPU, timeout=20)
@@ -179,7 +181,7 @@ class Tampering:
     """Flips a bit of one received payload."""
 
     def __init__(self, inner, channel, number):
-        self.inner, self.rank, self.size = inner, inner.rank, inner.size
+        self.inner, self.rank, self.size, self.early = inner, inner.rank, inner.size, inner.early
         self.channel, self.left = channel, number
 
     def post(self, channel, sends, receives):
@@ -224,8 +226,10 @@ def test_a_corrupted_payload_is_found_and_ends_the_call(channel, number):
     assert time.monotonic() - begun < 10
 
 
-def _agree(transport, call=1, problem="", rates=(1.0,), counts=(1, 2), **fields):
-    return agree(transport, CPU, call, fields, np.asarray(counts), rates, problem, 20)
+def _agree(agreeing, call=1, problem="", rates=(1.0,), counts=(1, 2), **fields):
+    if not isinstance(agreeing, Agreeing):
+        agreeing = Agreeing(agreeing, CPU, 20)
+    return agreeing.agree(call, fields, np.asarray(counts), rates, problem)
 
 
 def test_agreeing_gathers_counts_and_the_slowest_rates():
@@ -237,14 +241,33 @@ def test_agreeing_gathers_counts_and_the_slowest_rates():
         assert rates == (2.0, 2.0)
 
 
-def test_a_rank_that_refuses_is_heard_and_the_group_goes_on():
+@pytest.mark.parametrize("early", [False, True])
+def test_agreeing_on_more_experts_than_one_message_holds(early):
+    experts = 2 * EXPERTS + 3
+
     def work(rank, transport):
+        transport.early = early
+        agreeing = Agreeing(transport, CPU, 20)
+        calls = [_agree(agreeing, call, counts=rank + call * np.arange(experts)).counts for call in (1, 2)]
+        return [*calls, _agree(agreeing, 3).counts]
+
+    for calls in all_of(on_threads(2, work)):
+        for call, counts in enumerate(calls[:2], 1):
+            assert np.array_equal(counts, [rank + call * np.arange(experts) for rank in range(2)])
+        assert calls[2].tolist() == [[1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_rank_that_refuses_is_heard_and_the_group_goes_on(early):
+    def work(rank, transport):
+        transport.early = early
+        agreeing = Agreeing(transport, CPU, 20)
         try:
-            _agree(transport, problem="topk_idx: 99 is no expert" if rank == 1 else "")
+            _agree(agreeing, problem="topk_idx: 99 is no expert" if rank == 1 else "")
             told = ""
         except PeerRefused as error:
             told = str(error)
-        _agree(transport, call=2)
+        _agree(agreeing, call=2)
         return told
 
     told = all_of(on_threads(3, work))

@@ -28,8 +28,8 @@ class World:
 
 
 class ThreadTransport:
-    def __init__(self, world: World, rank: int) -> None:
-        self.world, self.rank, self.size = world, rank, world.size
+    def __init__(self, world: World, rank: int, early: bool = True) -> None:
+        self.world, self.rank, self.size, self.early = world, rank, world.size, early
 
     def post(self, channel, sends, receives):
         if self.rank in self.world.aborted:

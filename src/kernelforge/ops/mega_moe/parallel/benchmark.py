@@ -3,12 +3,18 @@
     python -m kernelforge.ops.mega_moe.parallel.benchmark --ranks 2
 
 Each rank is a process with one compute thread, joined by gloo. The link is limited (:class:`.headed.Link`) to the
-bandwidth at which all messages take as long as all products, where overlap can gain most.
+bandwidth at which all messages take as long as all products, where overlap can gain most. More ranks than processors
+share them; then products take as long as all ranks' together on the processors.
+
+The model is given costs per row, expert and wave in seconds of the computing thread's own processor time, and how many
+processors there are; from calls without a limit on the link it learns what a call takes beside products. It has seen
+none of the calls that it predicts.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -24,10 +30,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ....bench import Report, Row
+from .. import local
 from ..schedule import SCHEDULES, Loads, Span, dispatch_row, program, result_row, simulate
 from ..schedule.model import LINEAR1_SHARE
+from .engine import Arrived, Compute
 from .headed import Link
-from .layer import Experts, Forward, Tokens, forward
+from .layer import Experts, Forward, Tokens, forward, travel
+from .measured import Measured
 from .session import Options, Session, close, configure, session
 from .waves import WavePlan
 
@@ -35,17 +44,29 @@ HIDDEN, INTER, EXPERTS_PER_RANK, SLOTS = 4096, 2048, 16, 6
 """DeepSeek-V4-Flash's experts, 16 of them on a rank."""
 WAVES = (2, 3, 4, 8, 16)
 LATENCY = 20e-6
+SMALL = 16
+"""Tokens per rank."""
+WARM = 3
+"""Rounds before those that count: ``waves="auto"`` measures in them what it chooses by."""
 CPU = torch.device("cpu")
 
 
 class Measurement(NamedTuple):
-    """What one rank found for one batch size; seconds."""
+    """What one rank found for one batch size; seconds.
+
+    Attributes:
+        tokens: per rank.
+        compute_seconds: of all products, of the busiest rank or of all ranks on the processors.
+        bound: what no overlap can gain more than, over serial.
+        waves: the count that ``waves="auto"`` chose, and two_stage's, the model's best.
+        measured, predicted: by schedule.
+        spans: one call's.
+    """
 
     tokens: int
-    link_seconds: float
     compute_seconds: float
     bound: float
-    waves: int
+    waves: dict[str, int]
     measured: dict[str, float]
     predicted: dict[str, float]
     spans: list[Span]
@@ -56,7 +77,7 @@ def counts_of(topk_idx: NDArray[np.int32], experts: int) -> NDArray[np.int64]:
     return np.stack([np.bincount(own.ravel(), minlength=experts) for own in topk_idx]).astype(np.int64)
 
 
-def loads(counts: NDArray[np.int64], waves: int, costs: Sequence[float], link: Link, around: float) -> Loads:
+def loads(counts: NDArray[np.int64], waves: int, costs: Sequence[float], link: Link, around: float = 0.0) -> Loads:
     """The work of each wave for these counts.
 
     Args:
@@ -86,6 +107,7 @@ def loads(counts: NDArray[np.int64], waves: int, costs: Sequence[float], link: L
         latency=link.latency,
         before=around / 2,
         after=around / 2,
+        processors=float(os.cpu_count() or 1),
     )
 
 
@@ -125,19 +147,16 @@ class _Layer:
     def session(self) -> Session:
         return session(self.group, CPU)
 
-    def call(self, schedule: str, waves: int) -> tuple[float, float, list[Span]]:
-        """Seconds of a call that all ranks begin together, of the slowest rank; those of the products, of the busiest;
-        and what this rank computed when."""
+    def call(self, schedule: str, waves: int | str) -> tuple[float, list[Span]]:
+        """Seconds of a call that all ranks begin together, of the slowest rank; and what this rank did when."""
         opened = self.session()
-        dist.barrier(self.group)
         opened.engine.trace = []
         if opened.shaped is not None:
             opened.shaped.log.clear()
+        dist.barrier(self.group)
         begin = time.monotonic()
         forward(opened, self.operands, self.experts, waves, schedule)
-        seconds = time.monotonic() - begin
-        products = sum(span.end - span.start for span in opened.engine.trace)
-        taken = torch.tensor([seconds, products], dtype=torch.float64)
+        taken = torch.tensor([time.monotonic() - begin], dtype=torch.float64)
         dist.all_reduce(taken, dist.ReduceOp.MAX, self.group)
         spans = [s._replace(start=s.start - begin, end=s.end - begin) for s in opened.engine.trace]
         if opened.shaped is not None:
@@ -148,61 +167,105 @@ class _Layer:
                 if channel in names
             ]
         opened.engine.trace = None
-        return float(taken[0]), float(taken[1]), spans
+        return float(taken[0]), spans
+
+    def costs(self, rounds: int) -> list[float]:
+        """Processor time of products per row, per expert with rows, per wave: the mean over ranks."""
+        opened, passage = self.session(), _Counted(self.operands, self.experts)
+        for _ in range(rounds):
+            for waves in (1, *WAVES):
+                dist.barrier(self.group)
+                results, plan = travel(opened, self.operands, self.experts, waves, "waves", passage)
+                local.combine(results.view(torch.float32), plan.inverse)
+        return _mean(self.group, passage.counted.costs())
+
+
+class _Counted(Forward):
+    """A layer whose products are timed in processor time of the computing thread, which nothing else adds to."""
+
+    def __init__(self, tokens: Tokens, experts: Experts) -> None:
+        super().__init__(tokens, experts)
+        self.counted = Measured()
+
+    def compute(self, session: Session, measured: Measured) -> Compute:
+        return _Counting(super().compute(session, measured), self.counted)
+
+
+class _Counting:
+    def __init__(self, inner: Compute, counted: Measured) -> None:
+        self._inner, self._counted = inner, counted
+
+    def linear1(self, wave: int, arrived: Arrived) -> Any:
+        begin = time.thread_time()
+        state = self._inner.linear1(wave, arrived)
+        return state, time.thread_time() - begin
+
+    def linear2(self, wave: int, arrived: Arrived, state: Any) -> torch.Tensor:
+        begin = time.thread_time()
+        result = self._inner.linear2(wave, arrived, state[0])
+        self._counted.add(arrived.rows.shape[0], arrived.experts, state[1] + time.thread_time() - begin)
+        return result
+
+
+def _mean(group: dist.ProcessGroup, values: Sequence[float]) -> list[float]:
+    """The mean over ranks."""
+    shared = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(shared, dist.ReduceOp.SUM, group)
+    found: list[float] = (shared / group.size()).tolist()
+    return found
+
+
+def _handling(layer: _Layer, costs: Sequence[float], rounds: int) -> tuple[float, float]:
+    """What a call takes beside its products: for each wave (posting, sorting, waking a thread), and once; from calls
+    over a link without limits. The time for a wave is a processor's."""
+    free = Link(bandwidth=1e15)
+    beside = []
+    for waves in (1, *WAVES):
+        modelled = simulate(program("waves", waves), loads(layer.counts, waves, costs, free)).seconds
+        beside.append(statistics.median(layer.call("waves", waves)[0] for _ in range(rounds)) - modelled)
+    for_each, once = np.polyfit((1, *WAVES), beside, 1)
+    sharing = max(1.0, layer.group.size() / loads(layer.counts, 1, costs, free).processors)
+    for_each, once = _mean(layer.group, [for_each, once])
+    return max(for_each, 0.0) / sharing, max(once, 0.0)
 
 
 def measure(group: dist.ProcessGroup, tokens: int, rounds: int) -> Measurement:
-    """Measure one batch size on this rank; all ranks must call. Products are those of the busiest rank.
-
-    The costs per row, expert and wave come from runs without a link's limits, so the model has not seen what it
-    predicts.
-    """
+    """Measure one batch size; all ranks must call. Small batches, which take little time, get more rounds."""
+    rounds *= 4 if tokens <= SMALL else 1
     layer = _Layer(group, tokens)
-    size = group.size()
     configure(group, Options(timeout=60.0))
     for waves in (1, *WAVES):  # kernels are compiled or loaded, buffers made
         layer.call("waves", waves)
-    layer.session().measured.clear()
-    beside: dict[int, list[float]] = {}
-    computed = []
-    for _ in range(rounds):
-        for waves in (1, *WAVES):
-            seconds, products, _ = layer.call("waves", waves)
-            beside.setdefault(waves, []).append(seconds - products)
-            if waves == 1:
-                computed.append(products)
-    measured = layer.session().measured_for(HIDDEN, INTER, EXPERTS_PER_RANK, Forward.number)
-    row, expert, wave = measured.costs()
-    # What a call takes beside its products grows with the waves: posting, sorting, waking a thread.
-    handling, around = np.polyfit(list(beside), [statistics.median(found) for found in beside.values()], 1)
-    shared = torch.tensor([row, expert, wave + max(handling, 0.0), statistics.median(computed), max(around, 0.0)])
-    everyone = [torch.zeros_like(shared) for _ in range(size)]
-    dist.all_gather(everyone, shared, group)
-    costs = torch.stack(everyone).mean(0).tolist()
-    nbytes = loads(layer.counts, 1, costs, Link(1.0), 0.0).link_seconds
-    link = Link(bandwidth=nbytes / costs[3], latency=LATENCY)
-    predicted = {
-        (schedule, waves): simulate(program(schedule, waves), loads(layer.counts, waves, costs, link, costs[4])).seconds
-        for schedule in SCHEDULES
-        for waves in ((1,) if schedule == "serial" else WAVES)
-    }
-    best = min(WAVES, key=lambda waves: predicted["waves", waves])
+    row, expert, wave = layer.costs(rounds)
+    for_each, around = _handling(layer, (row, expert, wave), rounds)
+    costs = row, expert, wave + for_each
+    once = loads(layer.counts, 1, (row, expert, wave), Link(1.0))
+    link = Link(once.link_seconds / once.shared_compute_seconds, LATENCY)
+
+    def predict(schedule: str, waves: int) -> float:
+        return simulate(program(schedule, waves), loads(layer.counts, waves, costs, link, around)).seconds
+
     configure(group, Options(timeout=60.0, link=link))
-    plan = [("serial", 1), ("two_stage", best), ("waves", best)]
-    times: dict[str, list[float]] = {schedule: [] for schedule, _ in plan}
+    halves = min(WAVES, key=lambda waves: predict("two_stage", waves))
+    plan: dict[str, int | str] = {"serial": 1, "two_stage": halves, "waves": "auto"}
+    times: dict[str, list[float]] = {schedule: [] for schedule in SCHEDULES}
+    chosen: list[int] = []
     spans: list[Span] = []
-    for _ in range(rounds + 1):
-        for schedule, waves in plan:
-            seconds, _, spans = layer.call(schedule, waves)
-            times[schedule].append(seconds)
+    for turn in range(rounds + WARM):
+        for schedule, asked in plan.items():
+            seconds, spans = layer.call(schedule, asked)
+            if turn >= WARM:
+                times[schedule].append(seconds)
+        chosen.append(1 + max(span.wave for span in spans))
+    automatic = statistics.mode(chosen[WARM:])
+    waves_of = {"serial": 1, "two_stage": halves, "waves": automatic}
     return Measurement(
         tokens,
-        nbytes / link.bandwidth,
-        costs[3],
-        loads(layer.counts, best, costs, link, 0.0).bound,
-        best,
-        {schedule: statistics.median(found[1:]) for schedule, found in times.items()},
-        {schedule: predicted[schedule, waves] for schedule, waves in plan},
+        once.shared_compute_seconds,
+        loads(layer.counts, 1, (row, expert, wave), link).bound,
+        waves_of,
+        {schedule: statistics.median(found) for schedule, found in times.items()},
+        {schedule: predict(schedule, waves) for schedule, waves in waves_of.items()},
         spans,
     )
 
@@ -258,15 +321,18 @@ def report(found: Sequence[Measurement], size: int, command: str) -> Report:
     """The measurements as a report."""
     made = Report("mega_moe_waves", command, "cpu")
     made.notes += [
-        f"{size} gloo ranks on one machine, one compute thread each; {EXPERTS_PER_RANK} experts per rank of hidden "
-        f"{HIDDEN}, inter {INTER}; top-{SLOTS}, drawn evenly. The slowest rank's time; medians of interleaved rounds.",
-        "The link out of each rank is limited so that the messages of the busiest take as long as the products of the "
-        "busiest rank.",
-        "bound: the sum of both over the larger, for the busiest rank and link; no overlap can gain more over serial.",
-        "predicted: the schedule model with costs fitted to runs without limits; error: predicted / measured - 1.",
+        f"{size} gloo ranks on one machine of {os.cpu_count()} processors, one compute thread each; {EXPERTS_PER_RANK} "
+        f"experts per rank of hidden {HIDDEN}, inter {INTER}; top-{SLOTS}, drawn evenly. The slowest rank's time; "
+        "medians of interleaved rounds.",
+        "The link out of each rank is limited so that the messages of the busiest take as long as all products: those "
+        "of the busiest rank, or of all ranks together on the processors if that is longer.",
+        'waves: the count that `waves="auto"` chose. two_stage has the count that the model finds best for it.',
+        "bound: the sum of both over the larger; no overlap can gain more over serial.",
+        "predicted: the schedule model, with costs from calls over a link without limits; error: predicted / measured "
+        "- 1.",
     ]
     for one in found:
-        values: dict[str, Any] = {"products ms": one.compute_seconds * 1e3, "waves": one.waves}
+        values: dict[str, Any] = {"products ms": one.compute_seconds * 1e3, "waves": one.waves["waves"]}
         for schedule in SCHEDULES:
             values[f"{schedule} ms"] = one.measured[schedule] * 1e3
             values[f"{schedule} error %"] = 100 * (one.predicted[schedule] / one.measured[schedule] - 1)

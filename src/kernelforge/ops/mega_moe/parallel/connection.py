@@ -26,15 +26,18 @@ _joined: dict[str, int] = {}
 
 @dataclass
 class Connection:
-    """A process group of our own.
+    """Process groups of our own.
 
     Attributes:
-        group: has ``send`` and ``recv``.
+        up: carries messages to higher ranks.
+        down: carries messages to lower ranks; another connection than ``up`` with gloo, whose thread polls a connection
+            without sleeping while a message is being posted on it: what comes in must not meet what goes out.
         abort: ends it for this rank; from any thread.
         close: frees what is left.
     """
 
-    group: Any
+    up: Any
+    down: Any
     abort: Callable[[], None]
     close: Callable[[], None]
 
@@ -63,13 +66,17 @@ def _connect_gloo(group: dist.ProcessGroup, device: torch.device, timeout: float
             store.set(given_up, "1")
 
     try:
-        own = distributed_c10d.PrefixStore(f"attempt {attempt}", store)
-        backend = dist.ProcessGroupGloo(own, rank, size, timedelta(seconds=timeout))
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [dist.ProcessGroupGloo.create_default_device()]  # one thread for both
+        options._timeout = timedelta(seconds=timeout)
+        up, down = (
+            dist.ProcessGroupGloo(distributed_c10d.PrefixStore(f"attempt {attempt} {way}", store), rank, size, options)
+            for way in ("up", "down")
+        )
     except RuntimeError:
         give_up()
         raise
-
-    return Connection(backend, give_up, lambda: None)
+    return Connection(up, down, give_up, lambda: None)
 
 
 def _attempt(store: distributed_c10d.Store, name: str, rank: int, timeout: float) -> int:
@@ -99,7 +106,7 @@ def _connect_registered(group: dist.ProcessGroup, device: torch.device, timeout:
         use_local_synchronization=True,
     )
     backend = made._get_backend(device)
-    return Connection(made, getattr(backend, "abort", lambda: None), lambda: dist.destroy_process_group(made))
+    return Connection(made, made, getattr(backend, "abort", lambda: None), lambda: dist.destroy_process_group(made))
 
 
 def first_line(error: BaseException) -> str:

@@ -49,9 +49,21 @@ class Compute(Protocol):
 
 @dataclass
 class _Wave:
-    """One wave under way."""
+    """One wave under way.
 
+    Attributes:
+        tokens, results: what is to be received; None if nothing is.
+        arrived: the tokens, sorted, once they are there.
+        places: where each row that came is among the sorted ones.
+        event: after which ``arrived`` can be read.
+        state: what the first half of the products hands to the second.
+        back: the results, in the order in which rows came.
+    """
+
+    tokens: Exchange | None = None
+    results: Exchange | None = None
     arrived: Arrived | None = None
+    places: torch.Tensor | None = None
     event: Any = None
     state: Any = None
     back: torch.Tensor | None = None
@@ -72,7 +84,11 @@ class Engine:
         self.streams = Streams(device)
         self.closed = ""
         """Why no further call can be made; empty while one can."""
+        self.owes_error = False
+        """Another rank's call failed that this one has yet to make: its next call is that one, and must fail too."""
         self.calls = 0
+        self.handling = 0.0
+        """Seconds in which the last call's messages kept the computing thread."""
         self._released = False
         self.trace: list[Span] | None = None
         """Set to a list to have computing and waiting recorded, in seconds of ``time.monotonic``."""
@@ -96,6 +112,7 @@ class Engine:
             raise MoeCommunicationError("another thread's call on this group does not end")
         try:
             if self.closed:
+                self.owes_error = False
                 raise PeerLost(f"this exchange was closed by an earlier error: {self.closed}")
             self.calls += 1
             yield self.calls
@@ -119,7 +136,8 @@ class Engine:
         self,
         steps: Sequence[Step],
         plan: WavePlan,
-        rows: torch.Tensor,
+        row_bytes: int,
+        pack: Callable[[], torch.Tensor],
         compute: Compute,
         result_bytes: int,
     ) -> torch.Tensor:
@@ -128,7 +146,9 @@ class Engine:
         Args:
             steps: the program.
             plan: the same on all ranks.
-            rows: uint8 [plan.rows, row_bytes], sorted by expert; not to be changed before this returns.
+            row_bytes: bytes of a row on its way to an expert.
+            pack: gives the rows, uint8 [plan.rows, row_bytes], sorted by expert; not to be changed before this returns.
+                Called once other ranks' messages are waited for.
             compute: what to do with a wave.
             result_bytes: bytes of a row that comes back.
 
@@ -139,7 +159,8 @@ class Engine:
             MoeCommunicationError: the exchange failed and is closed; or whatever ``compute`` raised, likewise.
         """
         with self.guarded():
-            return _Run(self, plan, rows, compute, result_bytes).execute(steps)
+            run = _Run(self, plan, row_bytes, compute, result_bytes)
+            return run.execute(steps, pack())
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -147,6 +168,7 @@ class Engine:
         try:
             yield
         except BaseException as error:
+            self.owes_error = False
             first = self._failure or error  # a failed job closes what this thread is about to use
             self.close(f"{type(first).__name__}: {first}")
             if first is not error:
@@ -208,9 +230,11 @@ class Engine:
 
     def _told(self, peer: int, reason: str) -> None:
         """Another rank aborted."""
-        self.closed = self.closed or f"rank {peer} closed it"
         if reason:
+            self.owes_error = not self.closed
+            self.closed = self.closed or f"rank {peer} gave up: {reason}"
             self._fail(PeerLost(f"rank {peer} gave up: {reason}"))
+        self.closed = self.closed or f"rank {peer} closed it"
         self.transport.abort(reason and f"rank {peer} gave up: {reason}")
 
     def deadline(self) -> float:
@@ -239,56 +263,76 @@ def _communicate(jobs: queue.SimpleQueue[Callable[[], None] | None], streams: St
 class _Run:
     """One execution of a program."""
 
-    def __init__(self, engine: Engine, plan: WavePlan, rows: torch.Tensor, compute: Compute, result_bytes: int) -> None:
-        self.engine, self.plan, self.rows, self.compute, self.result_bytes = engine, plan, rows, compute, result_bytes
+    def __init__(self, engine: Engine, plan: WavePlan, row_bytes: int, compute: Compute, result_bytes: int) -> None:
+        self.engine, self.plan, self.compute = engine, plan, compute
         self.rank = engine.transport.rank
         self.others = peers(self.rank, engine.transport.size)
         self.waves = [_Wave() for _ in range(plan.waves)]
+        self.coming = [plan.coming(wave) for wave in range(plan.waves)]
+        self.received = _split(engine.buffers.take("received", plan.hosted, row_bytes), self.coming)
+        self.given = _split(engine.buffers.take("given", plan.hosted, result_bytes), self.coming)
         self.results = engine.buffers.take("results", plan.rows, result_bytes)
-        self.given = engine.buffers.take("given", plan.hosted, result_bytes)
-        self.given_rows = 0
         self.sent: list[Exchange] = []
         self.finished: list[Any] = []
+        if engine.transport.early:
+            engine.submit(self._expect)
 
-    def execute(self, steps: Sequence[Step]) -> torch.Tensor:
+    def execute(self, steps: Sequence[Step], rows: torch.Tensor) -> torch.Tensor:
+        self.rows = rows
         do = {
             "dispatch": self._dispatch,
             "linear1": self._linear1,
             "linear2": self._linear2,
             "give_back": self._give_back,
         }
+        self.engine.handling = 0.0
         for step in steps:
+            begin = time.perf_counter()
             do[step.action](step)
+            if step.action in ("dispatch", "give_back"):
+                self.engine.handling += time.perf_counter() - begin
         self.engine.submit(self._finish)
         self.engine.until(lambda: bool(self.finished))
         self.engine.streams.join(self.finished[0])
         return self.results
 
+    def _expect(self) -> None:
+        """Wait for all messages from now on: then none waits at its sender for word that it may come."""
+        for number, wave in enumerate(self.waves):
+            wave.tokens = self._receive(DISPATCH, self._tokens_from(number))
+        for number, wave in enumerate(self.waves):
+            wave.results = self._receive(GIVE_BACK, self._results_from(number))
+
+    def _receive(self, channel: int, messages: list[Message]) -> Exchange | None:
+        return self.engine.transport.post(channel, [], messages) if messages else None
+
+    def _tokens_from(self, wave: int) -> list[Message]:
+        return _filled(self.others, lambda peer: self.received[wave][self.coming[wave][peer]])
+
+    def _results_from(self, wave: int) -> list[Message]:
+        return _filled(self.others, lambda peer: self.results[self.plan.going(wave, peer)])
+
     def _dispatch(self, step: Step) -> None:
         """Post a wave's tokens, and have the communication thread sort them when they are there."""
-        wave, plan = step.wave, self.plan
-        coming = plan.coming(wave)
-        row_bytes = self.rows.shape[1]
-        received = self.engine.buffers.take(f"received {wave % 2}", coming[-1].stop, row_bytes)
-        received[coming[self.rank]] = self.rows[plan.going(wave, self.rank)]
-        exchange = self._post(
-            DISPATCH,
-            [Message(p, self.rows[plan.going(wave, p)].view(-1)) for p in self.others],
-            [Message(p, received[coming[p]].view(-1)) for p in self.others],
-        )
+        number, plan = step.wave, self.plan
+        wave, received = self.waves[number], self.received[number]
+        received[self.coming[number][self.rank]] = self.rows[plan.going(number, self.rank)]
+        sends = _filled(self.others, lambda peer: self.rows[plan.going(number, peer)])
+        posted = self._post(DISPATCH, sends, self._tokens_from(number))
 
         def arrive() -> None:
-            if exchange is not None:
+            if (exchange := wave.tokens or posted) is not None:
                 exchange.received(self.engine.deadline())
-            order = torch.from_numpy(plan.by_expert(wave)).to(received.device)
-            rows = self.engine.buffers.take(f"rows {wave % 2}", *received.shape)
+            order = torch.from_numpy(plan.by_expert(number)).to(received.device)
+            rows = self.engine.buffers.take(f"rows {number % 2}", *received.shape)
             torch.index_select(received, 0, order, out=rows)
-            offsets = plan.offsets(wave)
+            wave.places = torch.empty_like(order)
+            wave.places[order] = torch.arange(order.shape[0], device=order.device)
+            offsets = plan.offsets(number)
             busy = int(np.count_nonzero(np.diff(offsets)))
-            mine = self.waves[wave]
             arrived = Arrived(rows, torch.from_numpy(offsets).to(received.device), busy)
-            mine.event = self.engine.streams.mark()
-            mine.arrived = arrived
+            wave.event = self.engine.streams.mark()
+            wave.arrived = arrived
 
         self.engine.submit(arrive)
 
@@ -303,30 +347,28 @@ class _Run:
     def _linear2(self, step: Step) -> None:
         wave = self.waves[step.wave]
         assert wave.arrived is not None
+        assert wave.places is not None
         with self.engine.timed(step):
             results = self.compute.linear2(step.wave, wave.arrived, wave.state)
             wave.state = None
-            count = results.shape[0]
-            wave.back = self.given[self.given_rows : self.given_rows + count]
-            self.given_rows += count
-            order = self.plan.by_expert(step.wave)
-            back = np.empty_like(order)
-            back[order] = np.arange(order.size)
-            torch.index_select(results, 0, torch.from_numpy(back).to(results.device), out=wave.back)
+            wave.back = self.given[step.wave]
+            torch.index_select(results, 0, wave.places, out=wave.back)
 
     def _give_back(self, step: Step) -> None:
         """Post a wave's results."""
-        plan, back = self.plan, self.waves[step.wave].back
+        number, plan = step.wave, self.plan
+        wave, coming = self.waves[number], self.coming[number]
+        back = wave.back
         assert back is not None
-        coming = plan.coming(step.wave)
-        self.results[plan.going(step.wave, self.rank)] = back[coming[self.rank]]
-        exchange = self._post(
-            GIVE_BACK,
-            [Message(p, back[coming[p]].view(-1)) for p in self.others],
-            [Message(p, self.results[plan.going(step.wave, p)].view(-1)) for p in self.others],
-        )
-        if exchange is not None:
-            self.engine.submit(lambda: exchange.received(self.engine.deadline()))
+        self.results[plan.going(number, self.rank)] = back[coming[self.rank]]
+        sends = _filled(self.others, lambda peer: back[coming[peer]])
+        posted = self._post(GIVE_BACK, sends, self._results_from(number))
+
+        def come_back() -> None:
+            if (exchange := wave.results or posted) is not None:
+                exchange.received(self.engine.deadline())
+
+        self.engine.submit(come_back)
 
     def _finish(self) -> None:
         for exchange in self.sent:
@@ -334,8 +376,9 @@ class _Run:
         self.finished.append(self.engine.streams.mark())
 
     def _post(self, channel: int, sends: list[Message], receives: list[Message]) -> Exchange | None:
-        """Post the messages that hold something; None if none does."""
-        sends, receives = ([m for m in messages if m.data.numel()] for messages in (sends, receives))
+        """Post what goes, and what comes unless it is waited for already; None if nothing does."""
+        if self.engine.transport.early:
+            receives = []
         if not sends and not receives:
             return None
         ready = self.engine.streams.mark()
@@ -344,3 +387,13 @@ class _Run:
             exchange = self.engine.transport.post(channel, sends, receives)
         self.sent.append(exchange)
         return exchange
+
+
+def _split(buffer: torch.Tensor, coming: Sequence[Sequence[slice]]) -> list[torch.Tensor]:
+    """A buffer of all waves' rows, wave by wave."""
+    return list(buffer.split([wave[-1].stop for wave in coming]))
+
+
+def _filled(others: Sequence[int], part: Callable[[int], torch.Tensor]) -> list[Message]:
+    """For each other rank its part, without those that hold nothing."""
+    return [Message(peer, data.view(-1)) for peer in others if (data := part(peer)).numel()]

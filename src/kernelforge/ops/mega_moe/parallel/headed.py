@@ -22,7 +22,7 @@ class _Headed:
 
     def __init__(self, inner: Transport) -> None:
         self.inner = inner
-        self.rank, self.size = inner.rank, inner.size
+        self.rank, self.size, self.early = inner.rank, inner.size, inner.early
         self.depth = getattr(inner, "depth", 0) + 1
 
     def watch(self, told: Told) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ from ...support import expect, meta
 from .. import local
 from ..schedule import SCHEDULES, dispatch_row, program, result_row
 from ..schedule.program import AUTO, require_schedule, wave_argument
-from .agree import Agreement, agree
+from .agree import Agreement
 from .buffers import Buffers
 from .engine import Arrived, Compute
 from .errors import PeerRefused
@@ -108,9 +109,12 @@ def travel(
             agreed.counts, engine.transport.rank, 1 if schedule == "serial" else asked, *_weights(costs[0], costs[1])
         )
         with engine.guarded():
-            rows = passage.pack(opened, plan)
             compute = passage.compute(opened, measured)
-        return engine.run(program(schedule, cut.waves), cut, rows, compute, passage.result_bytes), plan
+        pack = functools.partial(passage.pack, opened, plan)
+        steps = program(schedule, cut.waves)
+        results = engine.run(steps, cut, passage.row_bytes, pack, compute, passage.result_bytes)
+        measured.add_handling(engine.handling / cut.waves)
+        return results, plan
 
 
 def forward(
@@ -184,7 +188,7 @@ def _agree(
 
     def exchange() -> None:
         try:
-            outcome.append(agree(engine.transport, engine.device, call, fields, counts, rates, said, engine.timeout))
+            outcome.append(session.agreeing.agree(call, fields, counts, rates, said))
         except PeerRefused as refused:
             outcome.append(refused)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import time
 from collections import deque
 
@@ -22,10 +24,15 @@ _SMALL, _LARGE = 1 << 12, 1 << 20
 
 
 class Measured:
-    """Seconds that waves took on this rank, and the costs per row, expert and wave that explain them best."""
+    """Seconds that waves took on this rank, and the costs per row, expert and wave that explain them best.
+
+    What a wave's messages cost beside its products is measured apart and is part of the cost per wave: without it many
+    waves would seem to cost nothing where a call is short.
+    """
 
     def __init__(self) -> None:
         self._samples: deque[tuple[int, int, float]] = deque(maxlen=SAMPLES)
+        self._handled: deque[float] = deque(maxlen=SAMPLES)
         self._fitted: tuple[float, float, float] = (0.0, 0.0, 0.0)
         self._new = 0
 
@@ -35,10 +42,16 @@ class Measured:
             self._samples.append((rows, touched, seconds))
             self._new += 1
 
+    def add_handling(self, seconds: float) -> None:
+        """Posting and sorting a wave's messages took this rank's computing thread ``seconds``."""
+        self._handled.append(seconds)
+
     def costs(self) -> tuple[float, float, float]:
         """Seconds per row, per expert with rows, per wave; zeros before anything was measured."""
         if self._new and (self._new >= SAMPLES // 4 or not any(self._fitted)):
-            self._fitted = _fit(np.array(self._samples, dtype=np.float64))
+            row, expert, wave = _fit(np.array(self._samples, dtype=np.float64))
+            handling = float(np.median(self._handled)) if self._handled else 0.0
+            self._fitted = row, expert, wave + handling
             self._new = 0
         return self._fitted
 
@@ -82,7 +95,8 @@ def measure_link(transport: Transport, device: torch.device, timeout: float, rou
             taken.append(time.perf_counter() - begin)
         seconds.append(min(taken))
     small, large = seconds
-    return len(others) * (_LARGE - _SMALL) / max(large - small, 1e-9), small
+    bandwidth = len(others) * (_LARGE - _SMALL) / max(large - small, 1e-9)
+    return bandwidth, max(small - len(others) * _SMALL / bandwidth, 0.0)
 
 
 def choose_waves(
@@ -96,7 +110,7 @@ def choose_waves(
 
     Args:
         sizes: bytes of a row on its way to an expert, and back.
-        costs: seconds per row, per expert with rows, per wave.
+        costs: seconds per row, per expert with rows, per wave (its messages' handling included).
     """
     ranks, experts = counts.shape
     local = experts // ranks
@@ -108,19 +122,30 @@ def choose_waves(
     own = np.einsum("rre->r", by_host)
     hosted, touched = by_host.sum((0, 2)), (by_host.sum(0) > 0).sum(1)
     busiest = int((costs[0] * hosted + costs[1] * touched).argmax())
-    work = Work(
-        rows=float(hosted[busiest]),
-        touched=float(touched[busiest]),
-        rows_out=float((counts.sum(1) - own).max()),
-        rows_back=float((hosted - own).max()),
-        tokens=0.0,
-    )
-    rates = Rates(
-        row_seconds=costs[0],
-        expert_seconds=costs[1],
-        wave_seconds=costs[2],
-        bandwidth=1 / max(seconds_per_byte, 1e-15),
-        latency=latency,
-    )
-    useful = [count for count in wave_counts(local) if count <= max(1, touched.max())]  # more would be empty
-    return best_waves(work, rates, sizes, useful)
+    load = hosted[busiest], touched[busiest], (counts.sum(1) - own).max(), (hosted - own).max()
+    most = min(local, max(1, int(touched.max())))  # more would be empty
+    rounded = (_rounded(float(value)) for value in (*load, *costs, max(seconds_per_byte, 1e-15), latency))
+    return _choose(*rounded, sizes, most)
+
+
+@functools.lru_cache(maxsize=4096)
+def _choose(
+    rows: float,
+    touched: float,
+    rows_out: float,
+    rows_back: float,
+    row_seconds: float,
+    expert_seconds: float,
+    wave_seconds: float,
+    seconds_per_byte: float,
+    latency: float,
+    sizes: tuple[int, int],
+    most: int,
+) -> int:
+    rates = Rates(row_seconds, expert_seconds, 1 / seconds_per_byte, latency, wave_seconds)
+    return best_waves(Work(rows, touched, rows_out, rows_back, 0.0), rates, sizes, wave_counts(most))
+
+
+def _rounded(value: float) -> float:
+    """To an eighth of an octave: the choice is no finer, and is then found for most calls without being modelled."""
+    return 2 ** (round(8 * math.log2(value)) / 8) if value > 0 else 0.0

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from .agree import Agreeing
 from .engine import Engine
 from .headed import CheckedTransport, Link, ShapedTransport
 from .measured import Measured, measure_link
@@ -55,6 +56,7 @@ class Session:
     """An engine, and what has been measured on it."""
 
     engine: Engine
+    agreeing: Agreeing
     shaped: ShapedTransport | None
     seconds_per_byte: float = 0.0
     latency: float = 0.0
@@ -83,7 +85,7 @@ def session(group: dist.ProcessGroup, device: torch.device) -> Session:
     """
     key = group.group_name, device
     found = _sessions.get(key)
-    if found is not None and not found.engine.closed:
+    if found is not None and (not found.engine.closed or found.engine.owes_error):
         return found
     options = _options.get(group.group_name) or Options.from_environment()
     opened = open_session(ProcessGroupTransport(group, device, options.timeout), device, options)
@@ -99,7 +101,7 @@ def open_session(transport: Transport, device: torch.device, options: Options) -
     if options.checksums:
         transport = CheckedTransport(transport)
     engine = Engine(transport, device, options.timeout)
-    opened = Session(engine, shaped)
+    opened = Session(engine, Agreeing(transport, device, options.timeout), shaped)
     if transport.size > 1:
 
         def measure() -> None:

@@ -61,6 +61,8 @@ class Transport(Protocol):
 
     rank: int
     size: int
+    early: bool
+    """Whether receives may be posted before the sends that would go beside them, which spares a message its wait."""
 
     def post(self, channel: int, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """Begin sending and receiving; returns at once. Both sides name the same sizes; no message is empty."""
@@ -94,9 +96,12 @@ class ProcessGroupTransport:
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device, timeout: float) -> None:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._host = device.type == "cpu"
+        self._host = self.early = device.type == "cpu"
         self._aborted = False
         self._connection = connect(group, device, timeout)
+
+    def _way(self, source: int, target: int) -> Any:
+        return self._connection.up if source < target else self._connection.down
 
     def watch(self, told: Told) -> None:
         if not self._host:
@@ -104,7 +109,7 @@ class ProcessGroupTransport:
         for peer in range(self.size):
             if peer != self.rank:
                 notice = torch.zeros(_NOTICE, dtype=torch.uint8)
-                work = self._connection.group.recv([notice], peer, _TAG - 1)
+                work = self._way(peer, self.rank).recv([notice], peer, _TAG - 1)
                 threading.Thread(
                     target=_listen, args=(peer, work, notice, told), name=f"kernelforge-moe-{peer}", daemon=True
                 ).start()
@@ -119,13 +124,12 @@ class ProcessGroupTransport:
         return _Works(coming, going)
 
     def _post(self, tag: int, sends: Sequence[Message], receives: Sequence[Message]) -> tuple[Any, Any]:
-        group = self._connection.group
         if self._host:
-            coming = [(m.peer, group.recv([m.data], m.peer, tag)) for m in receives]
-            going = [(m.peer, group.send([m.data], m.peer, tag)) for m in sends]
+            coming = [(m.peer, self._way(m.peer, self.rank).recv([m.data], m.peer, tag)) for m in receives]
+            going = [(m.peer, self._way(self.rank, m.peer).send([m.data], m.peer, tag)) for m in sends]
             return coming, going
         operations = [
-            dist.P2POp(what, m.data, group=group, group_peer=m.peer, tag=tag)
+            dist.P2POp(what, m.data, group=self._connection.up, group_peer=m.peer, tag=tag)
             for what, messages in ((dist.irecv, receives), (dist.isend, sends))
             for m in messages
         ]
@@ -142,7 +146,7 @@ class ProcessGroupTransport:
             for peer in range(self.size):
                 if peer != self.rank:
                     with contextlib.suppress(RuntimeError):  # it is gone
-                        self._connection.group.send([notice], peer, _TAG - 1)
+                        self._way(self.rank, peer).send([notice], peer, _TAG - 1)
         self._connection.abort()
 
     def close(self) -> None:
