@@ -9,7 +9,7 @@ import click
 
 @click.group("report")
 def command() -> None:
-    """Tables that are computed rather than measured."""
+    """What models cost, computed from their shapes, and a layer of them measured."""
 
 
 @command.command("longcontext")
@@ -24,8 +24,57 @@ def command() -> None:
 @click.option(
     "--plot", "picture", type=click.Path(dir_okay=False, path_type=Path), help="Write a plot here (.png, .svg)."
 )
-def longcontext(context: int, storage: str, picture: Path | None) -> None:
-    """Cache and arithmetic per token of DeepSeek-V4's attention beside DeepSeek-V3.2's, and the published shares."""
+@click.option("--measure", is_flag=True, help="Time a decoded token in a CSA and an HCA layer over 16K to 1M tokens.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of --measure; by default torch's number.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("benchmarks/results"),
+    show_default=True,
+    help="Where the JSON and the Markdown page of --measure go.",
+)
+def longcontext(
+    context: int, storage: str, picture: Path | None, measure: bool, threads: int | None, out: Path
+) -> None:
+    """Cache and arithmetic per token of DeepSeek-V4's attention beside DeepSeek-V3.2's, and the published shares.
+
+    With --measure the whole decode chain runs on this machine's CPU, in V4-Flash's shapes, after synthetic contexts.
+    """
+    if measure:
+        _measured(storage, picture, threads, out)
+    else:
+        _computed(context, storage, picture)
+
+
+def _measured(storage: str, picture: Path | None, threads: int | None, out: Path) -> None:
+    import torch
+
+    from ..bench.report import show
+    from ..longcontext.measure import report
+    from ..longcontext.plot import plot_measured
+    from .terminal import console, table
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    typed = f"kernelforge report longcontext --measure --storage {storage}" + (
+        f" --threads {threads}" if threads else ""
+    )
+    made = report(typed, storage=storage)
+    screen, columns = console(), made.columns()
+    shown = table("a decoded token in one layer, ms", "", *columns, right=columns)
+    for row in made.rows:
+        shown.add_row(row.name, *(show(row.values.get(column)) for column in columns))
+    screen.print(shown)
+    for note in made.notes:
+        screen.print(f"  {note}", highlight=False)
+    written = list(made.write(out))
+    if picture is not None:
+        plot_measured(made, picture)
+        written.append(picture)
+    screen.print(f"  written: {', '.join(map(str, written))}", highlight=False)
+
+
+def _computed(context: int, storage: str, picture: Path | None) -> None:
     from ..longcontext.model import MODELS, V32
     from .terminal import console, table
 
