@@ -100,6 +100,19 @@ def test_it_learns_and_two_runs_learn_the_same():
     assert torch.equal(train()[2], router)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cuda:virtual", "ascend:virtual"])
+def test_gradients_have_the_same_bits_on_every_device(device):
+    gradients = []
+    for backend in ("cpu", device):
+        module, x = layer(3, backend=backend), tokens(5).requires_grad_()
+        module(x).float().square().mean().backward()
+        gradients.append([x.grad, *(p.grad for p in module.parameters())])
+    for wanted, found in zip(*gradients, strict=True):
+        assert wanted.abs().max() > 0
+        assert torch.equal(found, wanted)
+
+
 def test_state_can_be_loaded():
     module = layer(trainable=False)
     again = layer(7, trainable=False)

@@ -99,6 +99,17 @@ def test_a_deadlock_between_cores_says_so():
     assert "cross-core flag 17" in text
 
 
+def test_two_pipes_that_wait_for_one_cross_core_flag():
+    cube = "    asc_sync_intra_arrive(PIPE_MTE2, {0});\n    asc_sync_intra_arrive(PIPE_MTE2, {1});\n"
+    cube = cube.format(0, 16) + cube.format(0, 16)
+    waits = "    asc_sync_intra_wait(PIPE_MTE3, 0);\n{}    asc_sync_intra_wait(PIPE_V, 0);\n"
+    for order in ("late", "early", "random"):
+        text = fault(mixed(XY, cube, waits.format("")), Schedule(order, check=True))
+        assert "two pipes wait for cross-core flag 0 of vector" in text
+        assert "asc_sync_intra_wait(PIPE_V, 0);" in text, "the generated line is quoted"
+    run(mixed(XY, cube, waits.format(then("MTE3", "V"))), [x, np.zeros(64, np.int32)])
+
+
 @pytest.mark.parametrize(
     ("program", "message"),
     [

@@ -24,7 +24,6 @@ class AscendBackend(Backend):
     name = "ascend"
     version = "1"
     tensor_device = "npu"
-    # Not EXACT_DOTS_FLOAT32: for so many dots TileLang gives one cross-core flag to two pipes, and they deadlock.
     capabilities = Capabilities(frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32}), subnormals=False)
 
     def devices(self) -> Sequence[Device]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelforge.backends import Backend, Capabilities, Device, Executable, LaunchInfo, Tool
-from kernelforge.backends.capabilities import EXACT_DOT_BF16, EXACT_DOT_INT8, EXACT_DOTS_FLOAT32, FP32_IEEE, INT32
+from kernelforge.backends.capabilities import EXACT_DOT_BF16, EXACT_DOT_INT8, FP32_IEEE, INT32
 from kernelforge.backends.interface import Pass
 
 from . import compiler, schedules
@@ -22,8 +22,7 @@ class CpuBackend(Backend):
     version = "1"
     tensor_device = "cpu"
     capabilities = Capabilities(
-        frozenset({EXACT_DOT_INT8, EXACT_DOTS_FLOAT32, EXACT_DOT_BF16, FP32_IEEE, INT32}),
-        accumulator_bits={EXACT_DOT_BF16: 24},
+        frozenset({EXACT_DOT_INT8, EXACT_DOT_BF16, FP32_IEEE, INT32}), accumulator_bits={EXACT_DOT_BF16: 24}
     )
     composites = frozenset(
         {

@@ -17,7 +17,7 @@ from kernelforge.backends import (
     LaunchInfo,
     Tool,
 )
-from kernelforge.backends.capabilities import EXACT_DOT_BF16, EXACT_DOT_INT8, EXACT_DOTS_FLOAT32, FP32_IEEE, INT32
+from kernelforge.backends.capabilities import EXACT_DOT_BF16, EXACT_DOT_INT8, FP32_IEEE, INT32
 from kernelforge.backends.interface import Pass
 from kernelforge.runtime import tuning
 
@@ -37,8 +37,7 @@ class CudaBackend(Backend):
     tensor_device = "cuda"
     # bf16 products in fp32: the tensor cores of compute capability 8.x keep 24 bits, later ones 25.
     capabilities = Capabilities(
-        frozenset({EXACT_DOT_INT8, EXACT_DOTS_FLOAT32, EXACT_DOT_BF16, FP32_IEEE, INT32}),
-        accumulator_bits={EXACT_DOT_BF16: 24},
+        frozenset({EXACT_DOT_INT8, EXACT_DOT_BF16, FP32_IEEE, INT32}), accumulator_bits={EXACT_DOT_BF16: 24}
     )
 
     def devices(self) -> Sequence[Device]:

@@ -47,6 +47,7 @@ void Machine::run_block(int block) {
     for (Pipe& pipe : core.pipes) pipe = Pipe{};
     core.flags.clear();
     for (auto& arrived : core.arrived) arrived.clear();
+    for (Waiter& waiter : core.waiters) waiter = Waiter{};
     for (Mutex& buffer : core.buffers) buffer = Mutex{};
     core.blocked = Blocked::kNo;
     core.active = options_.kind == KernelKind::kMixed || core.index == (options_.kind == KernelKind::kCube ? 0 : 1);
@@ -205,7 +206,10 @@ void Machine::execute(Core& core, int pipe_index) {
       break;
     }
     case OpKind::kAwait:
-      if (options_.check) join(step_.before, core.arrived[op.a].front());
+      if (options_.check) {
+        one_waiter(core, agent, op);
+        join(step_.before, core.arrived[op.a].front());
+      }
       core.arrived[op.a].pop_front();
       break;
     case OpKind::kLock:
@@ -231,6 +235,17 @@ void Machine::execute(Core& core, int pipe_index) {
   if (op.kind == OpKind::kSet) core.flags[op.a].clock = pipe.done;
   if (op.kind == OpKind::kArrive) cores_[op.b].arrived[op.a].back() = pipe.done;
   if (op.kind == OpKind::kUnlock) join(core.buffers[op.a].clock, pipe.done);
+}
+
+/// Of two pipes that wait for one flag, whichever is first takes an arrival that was meant for the other.
+void Machine::one_waiter(Core& core, int agent, const Op& op) {
+  Waiter& last = core.waiters[op.a];
+  if (last.time > 0 && last.agent != agent && step_.before[last.agent] < last.time) {
+    throw Fault("two pipes wait for cross-core flag " + std::to_string(op.a) + " of " + kCoreNames[core.index] + ": " +
+                step_text(agent, step_.time) + " and " + step_text(last.agent, last.time) +
+                ", and nothing orders the two: either may take the other's arrival");
+  }
+  last = {agent, step_.time};
 }
 
 void Machine::finish() {

@@ -88,6 +88,12 @@ struct Pipe {
   std::vector<const char*> names;
 };
 
+/// The step that last waited for a cross-core flag.
+struct Waiter {
+  int agent = 0;
+  uint32_t time = 0;
+};
+
 /// What a scalar program waits for.
 enum class Blocked { kNo, kFlag, kPipes, kQueue };
 
@@ -97,6 +103,7 @@ struct Core {
   Pipe pipes[kPipes];
   std::map<int, Flag> flags;  // (source, target, event)
   std::deque<Clock> arrived[2 * kIntraFlags];
+  Waiter waiters[2 * kIntraFlags];
   Mutex buffers[kBuffers];
   std::unique_ptr<Fiber> scalar;
   bool active = false;
@@ -153,6 +160,7 @@ class Machine {
   void resume_scalar(Core& core);
   void finish();
   void set_flag(Core& core, int key, Where where);
+  void one_waiter(Core& core, int agent, const Op& op);
   std::string blocked_report() const;
   std::string conflict_text(const std::string& place, const Conflict& conflict, bool write) const;
   std::string agent_name(int agent) const;

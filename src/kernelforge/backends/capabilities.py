@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 EXACT_DOT_INT8 = "exact_dot.int8"
 """int8 x int8 dot accumulated in int32."""
-EXACT_DOTS_FLOAT32 = "exact_dot.float32"
-"""The six or nine int8 dots of a chunk with float32 operands, one after another in a block."""
 FP32_IEEE = "fp32.ieee"
 """binary32 add, subtract, multiply, each rounded to nearest even on its own."""
 INT32 = "int32"
@@ -17,7 +15,7 @@ EXACT_DOT_BF16 = "exact_dot.bf16"
 EXACT_DOT_FP8 = "exact_dot.fp8"
 """The same for E4M3 operands."""
 
-KNOWN = frozenset({EXACT_DOT_INT8, EXACT_DOTS_FLOAT32, FP32_IEEE, INT32, EXACT_DOT_BF16, EXACT_DOT_FP8})
+KNOWN = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32, EXACT_DOT_BF16, EXACT_DOT_FP8})
 
 
 @dataclass(frozen=True)

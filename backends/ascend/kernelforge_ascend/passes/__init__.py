@@ -7,6 +7,7 @@ from kernelforge.backends.interface import Pass
 from kernelforge.lowering import lower_composites, lower_rounded_dots, pin_fp32
 
 from .. import scheduling
+from . import cross_core_flags
 from .balance_threads import balance_threads
 from .declare_fp32 import declare_fp32
 from .flatten_grid import flatten_grid
@@ -18,6 +19,7 @@ from .split_rows import split_rows
 from .vector_regions import vector_regions
 
 scheduling.install()
+cross_core_flags.install()
 
 PIPELINE: tuple[Pass, ...] = (
     lower_rounded_dots,

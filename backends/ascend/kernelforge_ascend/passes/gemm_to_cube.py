@@ -186,6 +186,8 @@ class _GemmToCube(RootRewriter):
     # -- statements ------------------------------------------------------------------------------------------
 
     def visit_for_(self, node: Any) -> Any:
+        if node.kind == tirx.ForKind.PARALLEL:
+            return node  # no gemm in it; what it overwrites is forgotten by the sequence around it
         if node.thread_binding is not None and node.thread_binding.thread_tag == "blockIdx.x":
             self.block = node.loop_var
         self.staged = BufferMap()

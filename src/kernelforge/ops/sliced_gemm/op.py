@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from ... import backends
 from ...backends import Executable
-from ...backends.capabilities import EXACT_DOT_INT8, EXACT_DOTS_FLOAT32, FP32_IEEE, INT32
+from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from ...runtime import KernelSpec, executable, schedule
 from ..support import LIBRARY, Meta, choose_device, define, expect, meta
 
@@ -105,8 +104,6 @@ def _linear_backward_impl(grad: Tensor, x: Tensor, weight: Tensor, backend: str 
     described: list[Any] = [meta(x), meta(weight)]
     _check(*described, backend)
     expect("grad", meta(grad), (torch.float32,), (x.shape[0], weight.shape[0]), x.device)
-    claimed, _ = backends.device(choose_device(backend, x.device))
-    claimed.capabilities.require("sliced_linear_backward", NEEDS | {EXACT_DOTS_FLOAT32}, claimed.name)
     grad_x = product(grad, weight, torch.bfloat16, turned=True, backend=backend)
     # Rows that are cut as they come are the BF16 ones: two slices against three.
     return grad_x, product_over_rows(x, grad, backend=backend).T.contiguous()
