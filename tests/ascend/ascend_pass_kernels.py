@@ -119,3 +119,78 @@ def two_orientations():
             T.copy(c, C)
 
     return main
+
+
+def direct_rows(N=48):
+    """Y = 2 X + bias + scale, all of it read and written without a copy; rows end at M, or at a number read."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def main(
+        X: T.Tensor((M, N), "int32"),
+        bias: T.Tensor((N,), "int32"),
+        scale: T.Tensor((3,), "int32"),
+        last: T.Tensor((1,), "int32"),
+        Y: T.Tensor((M, N), "int32"),
+    ):
+        with T.Kernel(T.ceildiv(M, 16), threads=128) as bx:
+            rows = T.alloc_var("int32")
+            rows = T.min(last[0] - bx * 16, 16)
+            for i, j in T.Parallel(16, N):
+                if i < rows:
+                    row = T.min(bx * 16 + i, M - 1)
+                    Y[bx * 16 + i, j] = X[row, j] * 2 + bias[j] + scale[T.min(j // 8, 2)]
+
+    return main
+
+
+def streams(count=4, C=64, gap=False):
+    """The sum of streams that lie side by side in each row, and each of them plus one; ``gap``: without their ends."""
+    M = T.dynamic("M")
+    columns = C - 4 if gap else C
+
+    @T.prim_func
+    def main(
+        X: T.Tensor((M, count * C), "int32"),
+        total: T.Tensor((M, C), "int32"),
+        Y: T.Tensor((M, count * C), "int32"),
+    ):
+        with T.Kernel(T.ceildiv(M, 8), threads=128) as bx:
+            for i, c in T.Parallel(8, columns):
+                sums = T.alloc_var("int32")
+                sums = 0
+                for j in T.serial(count):
+                    if bx * 8 + i < M:
+                        sums = sums + X[bx * 8 + i, j * C + c]
+                        Y[bx * 8 + i, j * C + c] = X[bx * 8 + i, j * C + c] + 1
+                if bx * 8 + i < M:
+                    total[bx * 8 + i, c] = sums
+
+    return main
+
+
+def not_boxes():
+    """A gather, a scatter, a tensor read and written, a store of every other element, a store that data lets pass."""
+
+    @T.prim_func
+    def main(
+        X: T.Tensor((64, 32), "int32"),
+        table: T.Tensor((16,), "int32"),
+        first: T.Tensor((1,), "int32"),
+        gathered: T.Tensor((16, 32), "int32"),
+        scattered: T.Tensor((64,), "int32"),
+        turned: T.Tensor((16,), "int32"),
+        sparse: T.Tensor((32,), "int32"),
+        chosen: T.Tensor((16,), "int32"),
+    ):
+        with T.Kernel(1, threads=128):
+            for i, j in T.Parallel(16, 32):
+                gathered[i, j] = X[table[i], j] + first[0]
+            for i in T.Parallel(16):
+                scattered[table[i]] = i
+                turned[i] = turned[i] * 3
+                sparse[2 * i] = i
+                if table[i] > 20:
+                    chosen[i] = i
+
+    return main

@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ascend_kernels as kernels
+import ascend_pass_kernels as small
 from ascend_harness import assert_bits, executable, lowered
 
 rng = np.random.default_rng(7)
@@ -144,3 +145,23 @@ def test_sums_that_restart_under_a_condition():
 def test_operands_in_tiles_of_three_dimensions():
     a, b = int8(32, 128), int8(48, 128)
     assert_bits(executable(kernels.staged_gemm, 32, 48, 128, 64), [a, b], [dot(a, b)])
+
+
+@pytest.mark.parametrize("M", [1, 16, 50])
+def test_staged_rows_end_at_the_tensor_and_at_a_number_read(M):
+    x, bias, scale = (rng.integers(-99, 99, shape, dtype=np.int32) for shape in ((M, 48), 48, 3))
+    for last in {0, 1, M - 1, M}:
+        want = np.full((M, 48), 77, np.int32)
+        want[:last] = x[:last] * 2 + bias + scale[np.minimum(np.arange(48) // 8, 2)]
+        inputs = [x, bias, scale, np.array([last], np.int32)]
+        assert_bits(executable(small.direct_rows), inputs, [want])
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_staged_boxes_of_three_dimensions(gap):
+    x = rng.integers(-99, 99, (21, 4, 64), dtype=np.int32)
+    used = 60 if gap else 64
+    total, y = np.full((21, 64), 77, np.int32), np.full((21, 4, 64), 77, np.int32)
+    total[:, :used], y[..., :used] = x.sum(1)[:, :used], x[..., :used] + 1
+    kernel = executable(small.streams, 4, 64, gap)
+    assert_bits(kernel, [x.reshape(21, 256)], [total, y.reshape(21, 256)])

@@ -16,6 +16,7 @@ from .inline_bindings import inline_bindings
 from .persistent_grid import persistent_grid
 from .rewriter import LoweringError
 from .split_rows import split_rows
+from .stage_operands import stage_operands
 from .vector_regions import vector_regions
 
 scheduling.install()
@@ -28,6 +29,7 @@ PIPELINE: tuple[Pass, ...] = (
     persistent_grid,
     inline_bindings,
     gemm_to_cube,
+    stage_operands,
     vector_regions,
     split_rows,
     balance_threads,
@@ -45,5 +47,6 @@ __all__ = [
     "inline_bindings",
     "persistent_grid",
     "split_rows",
+    "stage_operands",
     "vector_regions",
 ]

@@ -34,7 +34,7 @@ def _visible_in_tile(visible, kv_len, work, item, first):
             visible[s] = T.max(T.min(kv_len[work[item, FIRST_QUERY] + s], work[item, END]) - first, 0)
 
 
-def lightning_indexer(H, D, qk_format, topk, final, block_S, block_T, slack, threads, native=False):
+def lightning_indexer(H, D, qk_format, topk, final, block_S, block_T, slack, threads):
     """The ``topk`` entries with the largest scores, for each query of a block among the block's entries.
 
     Args:
@@ -45,7 +45,6 @@ def lightning_indexer(H, D, qk_format, topk, final, block_S, block_T, slack, thr
             indices, ascending by index.
         block_S, block_T, slack, threads: schedule; never changes a bit. A tile is ``block_S`` queries by ``block_T``
             entries, a multiple of 16; ``slack`` entries beyond ``topk`` are kept before the selection is reduced.
-        native: bfloat16 products as the device rounds them (native mode).
     """
     rows, heads, entries, items, tiles, slots = (
         T.dynamic(name) for name in ("rows", "heads", "entries", "items", "tiles", "slots")
@@ -69,8 +68,8 @@ def lightning_indexer(H, D, qk_format, topk, final, block_S, block_T, slack, thr
         score: T.Tensor((slots, topk), "uint16"),
     ):
         with T.Kernel(items, threads=threads) as item:
-            q = tile.allocate_rows(columns, D, qk_format, native)
-            k = tile.allocate_rows(block_T, D, qk_format, native)
+            q = tile.allocate_rows(columns, D, qk_format)
+            k = tile.allocate_rows(block_T, D, qk_format)
             weight = T.alloc_shared((block_S, H), "float32")
             scores = T.alloc_shared((block_S, block_T), "float32")
             visible = T.alloc_shared((block_S,), "int32")
@@ -165,12 +164,11 @@ def merge_selections(topk, slack, threads):
 LOGIT_STORAGE = {"bfloat16": "uint16", "float32": "float32"}
 
 
-def indexer_logits(H, D, qk_format, out_dtype, block_S, block_T, threads, native=False):
+def indexer_logits(H, D, qk_format, out_dtype, block_S, block_T, threads):
     """Every score: logits[s * entries of its sequence + t], -Inf where t >= kv_len[s].
 
     Args:
-        H, D, qk_format, block_S, block_T, threads, native: as in :func:`lightning_indexer`; the entries of ``work``
-            begin at 0.
+        H, D, qk_format, block_S, block_T, threads: as in :func:`lightning_indexer`; the entries of ``work`` begin at 0.
         out_dtype: "bfloat16" | "float32".
     """
     rows, heads, entries, items, tiles, cells = (
@@ -193,8 +191,8 @@ def indexer_logits(H, D, qk_format, out_dtype, block_S, block_T, threads, native
         logits: T.Tensor((cells,), LOGIT_STORAGE[out_dtype]),
     ):
         with T.Kernel(items, tiles, threads=threads) as (item, piece):
-            q = tile.allocate_rows(columns, D, qk_format, native)
-            k = tile.allocate_rows(block_T, D, qk_format, native)
+            q = tile.allocate_rows(columns, D, qk_format)
+            k = tile.allocate_rows(block_T, D, qk_format)
             weight = T.alloc_shared((block_S, H), "float32")
             scores = T.alloc_shared((block_S, block_T), "float32")
             visible = T.alloc_shared((block_S,), "int32")
