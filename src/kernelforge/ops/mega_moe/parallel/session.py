@@ -14,6 +14,8 @@ from .agree import Agreeing
 from .engine import Engine
 from .headed import CheckedTransport, Link, ShapedTransport
 from .measured import Measured, measure_link
+from .symmetric import SymmetricTransport
+from .symmetric_cuda import CudaWorkspace, offered
 from .transport import ProcessGroupTransport, Transport
 
 DEFAULT_TIMEOUT = 60.0
@@ -27,11 +29,14 @@ class Options:
         timeout: seconds that a wait for another rank may take before the call fails.
         checksums: send a checksum with each message (``KERNELFORGE_MOE_CHECKSUMS=1``); slow, for debugging.
         link: limits of the link out of each rank, for benchmarks on one machine; None for none.
+        symmetric: let CUDA devices that can access each other write into each other's memory, where torch offers
+            symmetric memory (``KERNELFORGE_MOE_SYMMETRIC=0`` for never); NCCL takes the messages otherwise.
     """
 
     timeout: float = DEFAULT_TIMEOUT
     checksums: bool = False
     link: Link | None = None
+    symmetric: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout < math.inf:
@@ -39,15 +44,16 @@ class Options:
 
     @staticmethod
     def from_environment() -> Options:
-        """Defaults, with ``KERNELFORGE_MOE_TIMEOUT`` (seconds) and ``KERNELFORGE_MOE_CHECKSUMS`` (0 or 1)."""
-        timeout = os.environ.get("KERNELFORGE_MOE_TIMEOUT", str(DEFAULT_TIMEOUT))
-        checksums = os.environ.get("KERNELFORGE_MOE_CHECKSUMS", "0")
+        """Defaults, with ``KERNELFORGE_MOE_TIMEOUT`` (seconds), ``KERNELFORGE_MOE_CHECKSUMS`` and
+        ``KERNELFORGE_MOE_SYMMETRIC`` (0 or 1)."""
+        names = [f"KERNELFORGE_MOE_{name}" for name in ("TIMEOUT", "CHECKSUMS", "SYMMETRIC")]
+        given = [os.environ.get(*pair) for pair in zip(names, (str(DEFAULT_TIMEOUT), "0", "1"), strict=True)]
         try:
-            return Options(timeout=float(timeout), checksums=bool(int(checksums)))
+            timeout, checksums, symmetric = (float(text) for text in given)
+            return Options(timeout=timeout, checksums=bool(checksums), symmetric=bool(symmetric))
         except ValueError as error:
             raise ValueError(
-                f"KERNELFORGE_MOE_TIMEOUT, KERNELFORGE_MOE_CHECKSUMS: given {timeout!r}, {checksums!r}, "
-                "wanted seconds, and 0 or 1"
+                f"{', '.join(names)}: given {', '.join(map(repr, given))}, wanted seconds, then twice 0 or 1"
             ) from error
 
 
@@ -88,9 +94,16 @@ def session(group: dist.ProcessGroup, device: torch.device) -> Session:
     if found is not None and (not found.engine.closed or found.engine.owes_error):
         return found
     options = _options.get(group.group_name) or Options.from_environment()
-    opened = open_session(ProcessGroupTransport(group, device, options.timeout), device, options)
+    opened = open_session(_transport(group, device, options), device, options)
     _sessions[key] = opened
     return opened
+
+
+def _transport(group: dist.ProcessGroup, device: torch.device, options: Options) -> Transport:
+    """Symmetric memory where it is wanted and offered, torch.distributed's messages otherwise."""
+    if options.symmetric and offered(group, device, options.timeout):
+        return SymmetricTransport(CudaWorkspace(group, device, options.timeout))
+    return ProcessGroupTransport(group, device, options.timeout)
 
 
 def open_session(transport: Transport, device: torch.device, options: Options) -> Session:
