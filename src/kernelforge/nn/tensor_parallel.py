@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from ..ops.mx_quantize.op import dequantize_mxfp4, quantize_mxfp4, quantize_mxfp8
+from ..ops.mx_quantize.op import dequantize_mxfp4, mxfp8_values, quantize_mxfp4, quantize_mxfp8
 from ..ops.mxfp4_gemm.op import mxfp4_gemm
+from ..ops.sliced_gemm.op import product, product_over_rows
 
 BLOCK = 32
-CHUNK = 128
 
 
 class WireBytes(NamedTuple):
@@ -118,9 +118,10 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             columns = swap_columns(w, ctx.group), swap_columns(w_scale, ctx.group)
             values = dequantize_mxfp4(*columns, dtype=torch.bfloat16, backend=ctx.backend)
-            dx = chunked_product(gather_columns(grad, ctx.group), values.T).to(torch.bfloat16)
+            everyone = gather_columns(grad, ctx.group).contiguous()
+            dx = product(everyone, values, torch.bfloat16, turned=True, backend=ctx.backend)
         if ctx.needs_input_grad[1]:
-            dw = chunked_product(grad.T, mxfp8_values(codes, scale).T)
+            dw = product_over_rows(grad.contiguous(), mxfp8_values(codes, scale), backend=ctx.backend)
         return dx, dw, None, None
 
 
@@ -143,45 +144,3 @@ def swap_columns(own: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Te
     incoming = torch.empty_like(outgoing)
     dist.all_to_all_single(incoming, outgoing, group=group)
     return incoming.flatten(0, 1)
-
-
-def mxfp8_values(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """bfloat16 values of MXFP8 rows [M, K]: exact, a power of two times four bits. Scales are read by contract C1."""
-    exponent = scale.to(torch.int32) - 127
-    factor = torch.where(exponent < -50, torch.zeros(()), torch.exp2(exponent.to(torch.float32)))
-    factor = torch.where(exponent > 63, torch.full((), torch.inf), factor)
-    factor = torch.where(scale == 0xFF, torch.full((), torch.nan), factor)
-    blocks = codes.to(torch.float32).view(*scale.shape, BLOCK)
-    return (blocks * factor[..., None]).view(codes.shape).to(torch.bfloat16)
-
-
-def chunked_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """float32 [M, N] = A [M, L] B [N, L]^T of bfloat16 matrices by contract C4, in chunks of 128 along L.
-
-    Slices are integers, and so are their dots, which float64 holds exactly: no engine's order can matter.
-    """
-    out = torch.zeros((a.shape[0], b.shape[0]), dtype=torch.float32, device=a.device)
-    for first in range(0, a.shape[1], CHUNK):
-        (a_high, a_low, a_exponent), (b_high, b_low, b_exponent) = (
-            _slices(side[:, first : first + CHUNK].to(torch.float64)) for side in (a, b)
-        )
-        high = (a_high @ b_high.T).to(torch.float32)
-        cross = (a_high @ b_low.T + a_low @ b_high.T).to(torch.float32)
-        low = (a_low @ b_low.T).to(torch.float32)
-        joined = (high * 65536.0 + cross * 256.0) + low
-        term = joined.to(torch.float64) * torch.exp2((a_exponent + b_exponent.T - 30).to(torch.float64))
-        term = torch.where(term.abs() < 2.0**-100, torch.zeros((), dtype=torch.float64), term)
-        out = out + term.to(torch.float32)
-    return out
-
-
-def _slices(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """High and low slices (contract C4) of rows [M, L], whole numbers in float64, and exponents [M, 1]."""
-    x = torch.where(x.abs() < 2.0**-50, torch.zeros((), dtype=torch.float64), x)
-    amax = x.abs().amax(1, keepdim=True)
-    _, exponent = torch.frexp(amax)
-    beyond = torch.round(amax * torch.exp2((15 - exponent).to(torch.float64))) > 32639
-    exponent = torch.where(beyond, exponent + 1, exponent)
-    window = torch.round(x * torch.exp2((15 - exponent).to(torch.float64)))
-    high = torch.floor((window + 128) / 256)
-    return high, window - 256 * high, exponent

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kernelforge as kf
-from kernelforge.formats import bf16, e8m0
+from kernelforge.formats import bf16, e4m3, e8m0
 from kernelforge.ops.mx_quantize import reference as ref
+from kernelforge.ops.mx_quantize.op import mxfp8_values
 from kernelforge.runtime import KernelSpec, executable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -322,3 +323,13 @@ def test_bfloat16_output_is_exact():
     packed, scale = kf.quantize_mxfp4(torch.randn(8, 64))
     wide, narrow = kf.dequantize_mxfp4(packed, scale), kf.dequantize_mxfp4(packed, scale, torch.bfloat16)
     np.testing.assert_array_equal(bf16.decode(narrow.view(torch.uint16).numpy()), wide.numpy())
+
+
+def test_values_of_mxfp8_rows_are_exact_for_every_code_and_scale():
+    """Beyond the scales that C1 reads: zeros, infinities, and NaN for 0xFF."""
+    codes = np.arange(256, dtype=np.uint8).repeat(32).reshape(1, -1).repeat(256, 0)
+    scale = np.arange(256, dtype=np.uint8).reshape(-1, 1).repeat(256, 1)
+    found = mxfp8_values(torch.from_numpy(codes), torch.from_numpy(scale)).float().numpy()
+    with np.errstate(invalid="ignore"):
+        expected = e4m3.decode(codes) * e8m0.read_scale(scale).repeat(32, 1)
+    np.testing.assert_array_equal(found, expected)

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...formats import e8m0
-from ..mx_quantize.op import dequantize_mxfp4
+from ..mx_quantize.op import dequantize_mxfp4, mxfp8_values
 from ..mxfp4_gemm.op import grouped_mxfp4_gemm
 from ..sliced_gemm.op import product, product_over_rows
 from ..support import choose_device, define, expect, meta
@@ -32,16 +31,6 @@ def activation_backward(
     device = choose_device(backend, grad.device)
     run = local.tuned(_ACTIVATION, device, "activation_backward", 0, 0, inter=grad.shape[1], limit=limit)
     run(gate_up, grad, weight, grad_gate_up, grad_weight)
-
-
-def _values(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """bfloat16 values of MXFP8 rows, scales read by C1; exact, a power of two times four bits."""
-    byte = scale.int()
-    factor = (byte << 23).view(torch.float32)
-    factor = torch.where(byte < e8m0.BIAS + e8m0.LOWEST_READ, 0.0, factor)
-    factor = torch.where(byte > e8m0.BIAS + e8m0.HIGHEST_READ, torch.nan, factor)
-    blocks = codes.view(torch.float8_e4m3fn).float().unflatten(-1, (scale.shape[-1], local.BLOCK))
-    return (blocks * factor[..., None]).flatten(-2).bfloat16()
 
 
 Experts = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -96,8 +85,8 @@ def inner_gradient(rows: Rows, experts: Experts, limit: float, weights: bool, ba
     gate_up = grouped_mxfp4_gemm(rows.x, rows.x_scale, w1, w1_scale, rows.offsets, torch.float32, backend=backend)
     x = h = None
     if weights:
-        x = _values(rows.x, rows.x_scale)
-        h = _values(*local.activation(*rows[:4], *experts, limit=limit, backend=backend))
+        x = mxfp8_values(rows.x, rows.x_scale)
+        h = mxfp8_values(*local.activation(*rows[:4], *experts, limit=limit, backend=backend))
     found = Inner(gate_up.new_empty(gate_up.shape, dtype=torch.bfloat16), torch.empty_like(rows.weight), x, h)
     for expert, part in rows.parts():
         wide = dequantize_mxfp4(w2[expert], w2_scale[expert], torch.bfloat16, backend=backend)

@@ -9,6 +9,7 @@ import torch
 
 from ...backends import Executable
 from ...backends.capabilities import FP32_IEEE, INT32
+from ...formats import e8m0
 from ...runtime import KernelSpec, executable, schedule
 from ..support import Meta, bytes_of, choose_device, define, expect, meta, require_numerics, require_tensor
 
@@ -88,6 +89,22 @@ def dequantize_mxfp4(
     require_tensor("packed", packed)
     require_tensor("scale", scale)
     return _dequantize_op(bytes_of(packed), bytes_of(scale), dtype, backend)
+
+
+def mxfp8_values(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``bfloat16`` values of MXFP8 rows, scales read by C1; exact, a power of two times four bits.
+
+    Args:
+        codes: ``float8_e4m3fn`` or its bytes [M, K].
+        scale: E8M0 bytes [M, K/32].
+    """
+    byte = scale.int()
+    factor = (byte << 23).view(torch.float32)
+    factor = torch.where(byte < e8m0.BIAS + e8m0.LOWEST_READ, 0.0, factor)
+    factor = torch.where(byte > e8m0.BIAS + e8m0.HIGHEST_READ, torch.inf, factor)
+    factor = torch.where(byte == e8m0.NAN, torch.nan, factor)
+    blocks = codes.view(torch.float8_e4m3fn).float().unflatten(-1, (scale.shape[-1], BLOCK))
+    return (blocks * factor[..., None]).flatten(-2).bfloat16()
 
 
 def _quantize(
