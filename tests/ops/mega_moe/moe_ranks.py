@@ -17,6 +17,8 @@ from kernelforge.ops.mega_moe.parallel.agree import Agreeing
 from kernelforge.ops.mega_moe.parallel.gradient import backward
 from kernelforge.ops.mega_moe.parallel.headed import CheckedTransport, Link
 from kernelforge.ops.mega_moe.parallel.layer import Experts, Tokens, forward
+from kernelforge.ops.mega_moe.parallel.waves import WavePlan
+from kernelforge.ops.mega_moe.schedule import program
 
 Arrays = tuple[Any, ...]
 
@@ -91,6 +93,40 @@ def run_moe(group, settings, tokens, shares) -> list[np.ndarray]:
     out.float().sum().backward()
     found = out.detach().view(torch.uint16), whole.experts.gate_up.grad, whole.experts.down.grad
     return [tensor.numpy() for tensor in found]
+
+
+class Sleeping:
+    """Products that take a time in proportion to their rows, and no processor."""
+
+    def __init__(self, seconds_per_row: float, result_bytes: int) -> None:
+        self.seconds_per_row, self.result_bytes = seconds_per_row, result_bytes
+
+    def linear1(self, wave, arrived):
+        time.sleep(arrived.rows.shape[0] * self.seconds_per_row * 2 / 3)
+
+    def linear2(self, wave, arrived, state):
+        time.sleep(arrived.rows.shape[0] * self.seconds_per_row / 3)
+        return torch.zeros((arrived.rows.shape[0], self.result_bytes), dtype=torch.uint8)
+
+
+def run_slept(group, counts, cases, seconds, link, sizes, rounds=5) -> list[float]:
+    """Seconds of each case on this rank: the least of a few rounds. ``sizes``: bytes of a row out, and back."""
+    configure(group, link=link)
+    engine = sessions.session(group, torch.device("cpu")).engine
+    taken = []
+    for schedule, waves in cases:
+        plan = WavePlan(counts, group.rank(), waves)
+        rows = torch.zeros((plan.rows, sizes[0]), dtype=torch.uint8)
+        work = Sleeping(seconds / plan.hosted, sizes[1])
+        found = []
+        for _ in range(rounds):
+            torch.distributed.barrier(group)
+            begun = time.monotonic()
+            with engine.call():
+                engine.run(program(schedule, plan.waves), plan, sizes[0], lambda rows=rows: rows, work, sizes[1])
+            found.append(time.monotonic() - begun)
+        taken.append(min(found))
+    return taken
 
 
 def configure(group, timeout=60.0, checksums=False, link=None) -> None:

@@ -120,6 +120,11 @@ def torch_loop(
     return out
 
 
+def stated_bytes(tokens: int, slots: int, hidden: int, inter: int) -> float:
+    """What :func:`kernelforge.mega_moe` states that a call takes at most beside its operands."""
+    return tokens * slots * (hidden * 161 / 32 + inter * 33 / 32 + 64) + 4 * tokens * hidden
+
+
 def _row(tokens: int, weights: Weights, device: str, home: str) -> Row:
     given = _tokens(FLASH, tokens, home)
     w1, w1_scale, w2, w2_scale = weights.packed
@@ -143,7 +148,7 @@ def _row(tokens: int, weights: Weights, device: str, home: str) -> Row:
     pairs = tokens * FLASH.slots
     used = len(given[1].unique())
     memory = peak_memory(call) if home == "cpu" else None
-    bound = pairs * (FLASH.hidden * 161 / 32 + FLASH.inter * 33 / 32 + 64) + 4 * tokens * FLASH.hidden
+    bound = stated_bytes(tokens, FLASH.slots, FLASH.hidden, FLASH.inter)
     return Row(
         f"T={tokens}, {used} experts used",
         {

@@ -67,12 +67,22 @@ def _full(seed: int) -> Iterator[Problem]:
                         yield Problem(tokens, slots, experts, hidden, inter, limit, route, data, seed)
 
 
+FLASH = {"hidden": 4096, "inter": 2048, "experts": 256, "slots": 6}
+"""A layer of DeepSeek-V4-Flash."""
+PRO = {"hidden": 7168, "inter": 3072, "experts": 384, "slots": 6}
+"""A layer of DeepSeek-V4-Pro."""
+
+
 def kernels(device: str) -> Mapping[str, KernelSpec]:
     """The kernels of a layer of DeepSeek-V4-Flash at 1024 tokens."""
+    return layer_kernels(device, **FLASH)
+
+
+def layer_kernels(device: str, hidden: int, inter: int, experts: int, slots: int) -> Mapping[str, KernelSpec]:
+    """The kernels of a layer at 1024 tokens, its activation's gradient among them."""
     from ..mxfp4_gemm.op import BUILDER as GEMM
     from .local import KERNELS, NEEDS
 
-    hidden, inter, experts, slots = 4096, 2048, 256, 6
     gemm = {"N": hidden, "K": inter, "experts": experts, "a_format": "e4m3_e8m0", "out_dtype": "float32"}
     given: dict[str, tuple[str, str, dict[str, Any]]] = {
         "count": ("plan", f"{KERNELS}.plan:moe_count", {"experts": experts}),
@@ -84,10 +94,16 @@ def kernels(device: str) -> Mapping[str, KernelSpec]:
         ),
         "linear2": ("linear2", GEMM, gemm),
         "combine": ("combine", f"{KERNELS}.combine:moe_combine", {"hidden": hidden, "slots": slots}),
+        "activation_backward": (
+            "activation_backward",
+            f"{KERNELS}.backward:moe_activation_backward",
+            {"inter": inter, "limit": 10.0},
+        ),
     }
     found = {}
     for name, (kernel, builder, extents) in given.items():
-        tiles = schedule("mega_moe", device, kernel=kernel, rows=1024 * slots, rows_per_expert=24)
+        per_expert = -(-1024 * slots // experts)
+        tiles = schedule("mega_moe", device, kernel=kernel, rows=1024 * slots, rows_per_expert=per_expert)
         found[name] = KernelSpec.of(builder, NEEDS, **extents, **tiles)
     return found
 

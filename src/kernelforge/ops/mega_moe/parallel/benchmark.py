@@ -319,7 +319,7 @@ def measure_on_processes(size: int, tokens: Sequence[int], rounds: int, timeout:
 
 def report(found: Sequence[Measurement], size: int, command: str) -> Report:
     """The measurements as a report."""
-    made = Report("mega_moe_waves", command, "cpu")
+    made = Report(f"mega_moe_waves_{size}_ranks", command, "cpu")
     made.notes += [
         f"{size} gloo ranks on one machine of {os.cpu_count()} processors, one compute thread each; {EXPERTS_PER_RANK} "
         f"experts per rank of hidden {HIDDEN}, inter {INTER}; top-{SLOTS}, drawn evenly. The slowest rank's time; "
