@@ -46,6 +46,11 @@ def test_import_loads_neither_torch_nor_tilelang():
     assert not {"torch", "tilelang", "numpy", "tvm"} & set(done.stdout.split())
 
 
+def test_import_takes_less_than_half_a_second():
+    program = "import time; start = time.perf_counter(); import kernelforge; print(time.perf_counter() - start)"
+    assert min(float(_python(program).stdout) for _ in range(3)) < 0.5
+
+
 def test_import_after_torch_registers_the_ops_without_tilelang():
     done = _python("import sys, torch, kernelforge; torch.ops.kernelforge.mxfp4_gemm.default; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
