@@ -11,6 +11,7 @@ from kernelforge.proofs import (
     ProofError,
     Theorem,
     attention,
+    compress,
     fp4_to_fp8,
     indexer,
     mega_moe,
@@ -20,7 +21,7 @@ from kernelforge.proofs import (
     sliced_dot,
 )
 
-MODULES = (attention, fp4_to_fp8, indexer, mega_moe, mx_accumulator, sliced_dot)
+MODULES = (attention, compress, fp4_to_fp8, indexer, mega_moe, mx_accumulator, sliced_dot)
 THEOREMS = [theorem for module in MODULES for theorem in module.theorems()]
 
 
@@ -103,3 +104,20 @@ def test_the_sliced_dots_proofs_speak_of_the_constants_in_use():
         assert window.chunk_length(length, a, b) == length
         assert window.chunk_length(length + 1, a, b) == window.CHUNK
     assert 2.0**sliced_dot.SMALLEST_EPS == SMALLEST_EPS
+
+
+def test_the_compressors_proofs_speak_of_the_constants_in_use():
+    from kernelforge.ops.compress.op import EPS_RANGE, LARGEST_RATIO
+    from kernelforge.ops.compress.reference import LOWEST_WEIGHT
+
+    assert compress.SLOTS == 2 * LARGEST_RATIO
+    assert compress.LOWEST_WEIGHT == LOWEST_WEIGHT
+    assert EPS_RANGE[0] == 2.0**compress.SMALLEST_EPS
+
+
+def test_a_smaller_eps_would_break_the_bound_of_the_root(monkeypatch):
+    root = next(t for t in compress.theorems() if t.name == "rsqrt_argument")
+    monkeypatch.setattr(compress, "SMALLEST_EPS", -24)
+    wider = next(t for t in compress.theorems() if t.name == "rsqrt_argument")
+    with pytest.raises(ProofError, match="rsqrt_argument"):
+        prove(Theorem(root.name, root.statement, wider.premises, root.claim))

@@ -46,6 +46,7 @@ def theorems(
     contents: Mapping[str, Contents] | None = None,
     witnesses: Mapping[str, Witness] | None = None,
     premises: Sequence[z3.BoolRef] = (),
+    partial: Sequence[str] = (),
 ) -> list[Theorem]:
     """What is claimed of a kernel.
 
@@ -55,6 +56,7 @@ def theorems(
         witnesses: by the name of a block or loop index, which of its values stores an element; wanted only of indices
             that are no digit of the element's own (a row tile of a group).
         premises: what the op checks about dynamic extents before a launch; the extent M is ``z3.Int("M")``.
+        partial: outputs that the kernel changes in part, by name; the others are stored completely.
     """
     from ..lowering import trace
 
@@ -67,7 +69,8 @@ def theorems(
     for buffer in written:
         stores = [a for a in kernel.accesses if a.buffer == buffer and a.writes]
         found.append(_written_by_one_block(kernel, buffer, stores))
-        found.append(_complete(kernel, buffer, stores, witnesses or {}))
+        if buffer not in partial:
+            found.append(_complete(kernel, buffer, stores, witnesses or {}))
     return found
 
 

@@ -33,9 +33,10 @@ class TileMap:
     contents: Mapping[str, Contents] = field(default_factory=dict)
     witnesses: Mapping[str, Witness] = field(default_factory=dict)
     premises: Sequence[z3.BoolRef] = ()
+    partial: Sequence[str] = ()
 
     def theorems(self) -> list[Theorem]:
-        return kernel_theorems(self.spec, self.contents, self.witnesses, self.premises)
+        return kernel_theorems(self.spec, self.contents, self.witnesses, self.premises, self.partial)
 
 
 def tile_maps() -> Iterator[TileMap]:

@@ -13,4 +13,5 @@ SPEC = OpSpec(
     variants=("BF16 weights", "MXFP4 weights"),
     cases="conformance:cases",
     kernels="conformance:kernels",
+    benchmark="benchmark:run",
 )
