@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from kernelforge.ops.spec import spec
-from kernelforge.proofs import ProofError, prove
+from kernelforge.proofs import ProofError, compress_maps, prove
 from kernelforge.proofs.index_bounds import prove_kernel, theorems
 from kernelforge.proofs.tile_maps import tile_maps
 from kernelforge.runtime import KernelSpec
 
-MAPS = list(tile_maps())
+MAPS = [*tile_maps(), *compress_maps.tile_maps()]
 
 
 @pytest.mark.parametrize("tile_map", MAPS, ids=[m.name for m in MAPS])
@@ -19,7 +19,10 @@ def test_tile_maps_are_proved(tile_map):
     for theorem in claimed:
         prove(theorem)
     kinds = {theorem.name.partition("_")[0] for theorem in claimed}
-    assert kinds == {"inside", "once", "complete"}
+    written = {theorem.name.partition("_")[2] for theorem in claimed if theorem.name.startswith("once_")}
+    complete = {theorem.name.partition("_")[2] for theorem in claimed if theorem.name.startswith("complete_")}
+    assert {"inside", "once"} <= kinds
+    assert complete == written - set(tile_map.partial)
 
 
 @pytest.mark.parametrize("op", ["mx_quantize", "sinkhorn"])
@@ -70,3 +73,10 @@ def test_what_offsets_hold_is_needed():
     grouped = next(m for m in MAPS if m.name.startswith("grouped"))
     with pytest.raises(ProofError, match="inside_"):
         prove_kernel(grouped.spec)
+
+
+def test_what_sequences_hold_is_needed():
+    """Without a sequence's length being at most its rows, a compressor would read another one's tokens, or none."""
+    compress = next(m for m in MAPS if m.name == "HCA compress")
+    with pytest.raises(ProofError, match="inside_"):
+        prove_kernel(compress.spec, premises=compress.premises)

@@ -271,6 +271,8 @@ class _Walk:
         if name == "if_then_else":
             return self._choice(*node.args)
         operands = [self.value(argument) for argument in node.args]
+        if len(operands) == 2 and all(z3.is_bool(operand) for operand in operands) and name in _BETWEEN_TRUTHS:
+            return _BETWEEN_TRUTHS[name](*operands)
         if len(operands) == 2 and z3.is_int(operands[0]) and z3.is_int_value(operands[1]):
             left, right = operands[0], operands[1].as_long()
             if name == "shift_right":
@@ -354,6 +356,9 @@ def _only_scalars(loop: Any) -> bool:
 def _truncated(a: Any, b: Any) -> Any:
     return z3.If(a >= 0, a / b, -((-a) / b))
 
+
+_BETWEEN_TRUTHS: Mapping[str, Callable[[Any, Any], Any]] = {"bitwise_and": z3.And, "bitwise_or": z3.Or}
+"""``&`` and ``|`` of conditions."""
 
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "Add": lambda a, b: a + b,
