@@ -64,7 +64,7 @@ def compressors() -> Iterator[TileMap]:
 def projections() -> Iterator[TileMap]:
     """Two groups; neither ranks, depth nor hidden size is a multiple of a tile's."""
     tiles: dict[str, Any] = {"block_M": 16, "block_N": 32, "threads": 128}
-    types = {f"{name}_dtype": "bfloat16" for name in ("a", "b", "out")}
+    types: dict[str, Any] = {f"{name}_dtype": "bfloat16" for name in ("a", "b", "out")}
     for turned in (False, True):
         spec = KernelSpec.of(
             f"{_SLICED}:sliced_gemm", groups=2, N=70, K=600, turned=turned, whole=True, **types, **tiles
