@@ -62,6 +62,10 @@ KF_MICROKERNEL int32_t kf_attention_chunk_native(float* m, float* l, float* o, i
                                                  const int32_t* rows, int32_t heads, int32_t width, int32_t factor_bits,
                                                  int32_t fresh);
 
+// out[m][n] = a[m][k] times b[n][k], bfloat16, by bfloat16 dots where the CPU has them: binary32 sums, rounded.
+KF_MICROKERNEL int32_t kf_rounded_dot(float* out, const uint16_t* a, const uint16_t* b, int32_t m, int32_t n,
+                                      int32_t k);
+
 // Slices and exponents of n rows of bfloat16.
 KF_MICROKERNEL int32_t kf_cut_rows(const uint16_t* x, int8_t* high, int8_t* low, int32_t* exponent, int32_t n,
                                    int32_t width);

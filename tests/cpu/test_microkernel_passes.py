@@ -11,11 +11,12 @@ from kernelforge import lowering
 from kernelforge.ops.spec import specs
 from kernelforge_cpu.passes.fuse_attention import fuse_attention
 from kernelforge_cpu.passes.take_indexer import take_indexer
+from kernelforge_cpu.passes.take_rounded_dot import take_rounded_dot
 
 
-def _traced(op: str, variant: str) -> Any:
+def _traced(op: str, variant: str, **changes: Any) -> Any:
     spec = specs()[op].kernel_specs("cpu")[variant]
-    return lowering.trace(spec.builder, dict(spec.parameters))
+    return lowering.trace(spec.builder, {**dict(spec.parameters), **changes})
 
 
 def _lines(function: Any) -> list[str]:
@@ -44,6 +45,30 @@ def test_fuse_attention_golden(variant: str) -> None:
         "T.address_of(entries[0, 0]), T.address_of(segment[0]), T.address_of(rows[0]), 64, 512, "
     )
     assert not any("T.gemm" in line for line in _lines(after)), "the products are inside the microkernel"
+
+
+def test_fuse_attention_golden_in_native_mode() -> None:
+    (chunk,) = _calls(fuse_attention(_traced("compressed_attention", "csa", native=True)))
+    assert chunk.startswith(
+        "kf_attention_chunk_native: T.address_of(m[0]), T.address_of(l[0]), T.address_of(tile[0, 0]), T.int64(512), "
+        "T.address_of(q_rows[0, 0]), T.address_of(kv[0, 0]), T.address_of(entries[0, 0]), T.address_of(segment[0]), "
+        "T.address_of(rows[0]), 64, 512, "
+    )
+
+
+def test_take_rounded_dot_golden() -> None:
+    before = _traced("lightning_indexer", "logits-bf16", native=True)
+    after = take_rounded_dot(before)
+    assert sum('"rounded_dot"' in line for line in _lines(before)) == 1
+    assert not any('"rounded_dot"' in line for line in _lines(after))
+    (call,) = _calls(after)
+    tile = r"T\.address_of\(\w+\[0, 0\]\)"
+    assert re.fullmatch(rf"kf_rounded_dot: {tile}, {tile}, {tile}, \d+, 64, 128", call), call
+
+
+def test_take_rounded_dot_leaves_other_kernels_alone() -> None:
+    before = _traced("lightning_indexer", "logits")
+    assert _lines(take_rounded_dot(before)) == _lines(before)
 
 
 def test_fuse_attention_leaves_other_kernels_alone() -> None:

@@ -80,3 +80,19 @@ def assert_same(given: tuple[torch.Tensor, torch.Tensor], wanted: tuple) -> None
 
 def is_bf16(x: object) -> bool:
     return isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16
+
+
+def values_of_kind(kind: str, S: int = 6, T: int = 200) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """bfloat16 queries [S, H, D] and keys [T, D], float32 weights, for comparisons with float64."""
+    random = np.random.default_rng(7)
+
+    def values(*shape: int) -> torch.Tensor:
+        x = random.standard_t(3, shape) if kind == "student" else random.standard_normal(shape)
+        return torch.from_numpy(x)
+
+    q, k = values(S, H, D), values(T, D)
+    if "outliers" in kind:
+        channels = torch.from_numpy(random.permutation(D))
+        q[..., channels[:4]] *= 100
+        k[..., channels[:4] if kind == "outliers" else channels[4:8]] *= 100
+    return q.bfloat16(), k.bfloat16(), (values(S, H) * (H * D) ** -0.5).float()

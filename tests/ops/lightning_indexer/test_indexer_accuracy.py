@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from indexer_data import values_of_kind
 
 import kernelforge as kf
 
-S, T, H, D = 6, 200, 16, 64
 LIMITS = {"normal": 2e-5, "student": 4e-5, "outliers": 2e-5, "crossed_outliers": 4e-3}
 """Largest error of bfloat16 operands' float32 logits. ``outliers``: four channels of queries and keys are a hundred
 times as large; ``crossed_outliers``: others in queries than in keys, so that what one row's exponent leaves of its
 small channels meets the other's large ones."""
-
-
-def draw(kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """bfloat16 queries and keys, float32 weights."""
-    random = np.random.default_rng(7)
-
-    def values(*shape: int) -> torch.Tensor:
-        x = random.standard_t(3, shape) if kind == "student" else random.standard_normal(shape)
-        return torch.from_numpy(x)
-
-    q, k = values(S, H, D), values(T, D)
-    if "outliers" in kind:
-        channels = torch.from_numpy(random.permutation(D))
-        q[..., channels[:4]] *= 100
-        k[..., channels[:4] if kind == "outliers" else channels[4:8]] *= 100
-    return q.bfloat16(), k.bfloat16(), (values(S, H) * (H * D) ** -0.5).float()
 
 
 def oracle(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -44,9 +27,9 @@ def error(given: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("kind", LIMITS)
 def test_bfloat16_logits_are_closer_to_float64_than_torch_in_bfloat16(kind):
-    q, k, weights = draw(kind)
+    q, k, weights = values_of_kind(kind)
     wanted = oracle(q, k, weights)
-    customary = (weights.bfloat16()[:, None] @ (q.flatten(0, 1) @ k.T).relu().view(S, H, T)).squeeze(1)
+    customary = (weights.bfloat16()[:, None] @ (q.flatten(0, 1) @ k.T).relu().view(*q.shape[:2], len(k))).squeeze(1)
     exact = error(kf.indexer_logits(q, None, k, None, weights, out_dtype=torch.float32), wanted)
     rounded = error(kf.indexer_logits(q, None, k, None, weights), wanted)
     assert exact < LIMITS[kind]
@@ -55,12 +38,12 @@ def test_bfloat16_logits_are_closer_to_float64_than_torch_in_bfloat16(kind):
 
 @pytest.mark.parametrize("kind", LIMITS)
 def test_fp4_logits_are_exact_but_for_float32_sums(kind):
-    q, k, weights = draw(kind)
+    q, k, weights = values_of_kind(kind)
     (q4, q_scale), (k4, k_scale) = kf.quantize_mxfp4(q), kf.quantize_mxfp4(k)
     values = (kf.dequantize_mxfp4(q4, q_scale), kf.dequantize_mxfp4(k4, k_scale))
     wanted = oracle(*values, weights)
     logits = kf.indexer_logits(q4, q_scale, k4, k_scale, weights, out_dtype=torch.float32)
     q2, k2 = (x.bfloat16() for x in values)
-    customary = (weights.bfloat16()[:, None] @ (q2.flatten(0, 1) @ k2.T).relu().view(S, H, T)).squeeze(1)
+    customary = (weights.bfloat16()[:, None] @ (q2.flatten(0, 1) @ k2.T).relu().view(*q.shape[:2], len(k))).squeeze(1)
     assert error(logits, wanted) < 1e-6
     assert error(kf.indexer_logits(q4, q_scale, k4, k_scale, weights), wanted) < error(customary, wanted)

@@ -216,7 +216,7 @@ def test_torch_registration_is_complete():
     q, k, weights, kv_len = leaves(3, 70)
     logits = torch.ops.kernelforge.indexer_logits.default
     for quantize in (False, True):
-        torch.library.opcheck(logits, (q, None, k, None, weights, kv_len[:3], quantize, torch.bfloat16, None))
+        torch.library.opcheck(logits, (q, None, k, None, weights, kv_len[:3], quantize, torch.bfloat16, "exact", None))
     grad, tensors = wide(3, 70, seed=4), (q.detach(), None, k.detach(), None, weights.detach(), kv_len[:3])
     for keys in (False, True):
         torch.library.opcheck(

@@ -187,9 +187,9 @@ def test_a_bad_number_of_entries_is_named(topk):
 
 
 def test_bad_modes_devices_and_types_are_named():
-    with pytest.raises(ValueError, match="numerics: lightning_indexer has 'exact', given 'native'"):
-        kf.lightning_indexer(*GOOD[:5], TOPK, GOOD.kv_len, numerics="native")
-    with pytest.raises(ValueError, match="numerics: indexer_logits has 'exact', given 'fast'"):
+    with pytest.raises(ValueError, match="numerics: lightning_indexer has 'exact' and 'native', given 'fast'"):
+        kf.lightning_indexer(*GOOD[:5], TOPK, GOOD.kv_len, numerics="fast")
+    with pytest.raises(ValueError, match="numerics: indexer_logits has 'exact' and 'native', given 'fast'"):
         kf.indexer_logits(*GOOD, numerics="fast")
     with pytest.raises(TypeError, match=r"out_dtype: given torch\.float16"):
         GOOD.logits(torch.float16)
@@ -201,10 +201,14 @@ def test_torch_registration_is_complete():
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for call in (GOOD, WIDE):
         torch.library.opcheck(
-            torch.ops.kernelforge.lightning_indexer.default, (*call[:5], TOPK, call.kv_len, None), test_utils=checks
+            torch.ops.kernelforge.lightning_indexer.default,
+            (*call[:5], TOPK, call.kv_len, "exact", None),
+            test_utils=checks,
         )
         torch.library.opcheck(
-            torch.ops.kernelforge.indexer_logits.default, (*call, False, torch.bfloat16, None), test_utils=checks
+            torch.ops.kernelforge.indexer_logits.default,
+            (*call, False, torch.bfloat16, "exact", None),
+            test_utils=checks,
         )
 
 

@@ -12,12 +12,14 @@ from .host_memory import host_memory
 from .state_block_range import state_block_range
 from .store_results import store_results
 from .take_indexer import take_indexer
+from .take_rounded_dot import take_rounded_dot
 from .take_sliced_dot import take_sliced_dot
 from .take_streams import take_streams
 from .unroll_loops import unroll_loops
 
 PIPELINE = (
     fuse_attention,
+    take_rounded_dot,
     take_indexer,
     take_streams,
     take_sliced_dot,

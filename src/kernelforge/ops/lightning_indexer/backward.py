@@ -159,7 +159,7 @@ backward = define(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.quantize, _, ctx.backend = inputs
+    *tensors, ctx.quantize, _, _, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -167,7 +167,7 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted_q, _, wanted_k, _, wanted_weights, *_ = ctx.needs_input_grad
     dq, dk, dweights = backward(grad.contiguous(), *ctx.saved_tensors, ctx.quantize, wanted_k, ctx.backend)
     found = (dq if wanted_q else None, None, dk if wanted_k else None, None, dweights if wanted_weights else None)
-    return (*found, None, None, None, None)
+    return (*found, None, None, None, None, None)
 
 
 def register() -> None:

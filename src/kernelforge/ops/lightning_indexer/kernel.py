@@ -34,7 +34,7 @@ def _visible_in_tile(visible, kv_len, work, item, first):
             visible[s] = T.max(T.min(kv_len[work[item, FIRST_QUERY] + s], work[item, END]) - first, 0)
 
 
-def lightning_indexer(H, D, qk_format, topk, final, block_S, block_T, slack, threads):
+def lightning_indexer(H, D, qk_format, topk, final, block_S, block_T, slack, threads, native=False):
     """The ``topk`` entries with the largest scores, for each query of a block among the block's entries.
 
     Args:
@@ -45,6 +45,7 @@ def lightning_indexer(H, D, qk_format, topk, final, block_S, block_T, slack, thr
             indices, ascending by index.
         block_S, block_T, slack, threads: schedule; never changes a bit. A tile is ``block_S`` queries by ``block_T``
             entries, a multiple of 16; ``slack`` entries beyond ``topk`` are kept before the selection is reduced.
+        native: bfloat16 products as the device rounds them (native mode).
     """
     rows, heads, entries, items, tiles, slots = (
         T.dynamic(name) for name in ("rows", "heads", "entries", "items", "tiles", "slots")
@@ -68,8 +69,8 @@ def lightning_indexer(H, D, qk_format, topk, final, block_S, block_T, slack, thr
         score: T.Tensor((slots, topk), "uint16"),
     ):
         with T.Kernel(items, threads=threads) as item:
-            q = tile.allocate_rows(columns, D, qk_format)
-            k = tile.allocate_rows(block_T, D, qk_format)
+            q = tile.allocate_rows(columns, D, qk_format, native)
+            k = tile.allocate_rows(block_T, D, qk_format, native)
             weight = T.alloc_shared((block_S, H), "float32")
             scores = T.alloc_shared((block_S, block_T), "float32")
             visible = T.alloc_shared((block_S,), "int32")
@@ -164,11 +165,12 @@ def merge_selections(topk, slack, threads):
 LOGIT_STORAGE = {"bfloat16": "uint16", "float32": "float32"}
 
 
-def indexer_logits(H, D, qk_format, out_dtype, block_S, block_T, threads):
+def indexer_logits(H, D, qk_format, out_dtype, block_S, block_T, threads, native=False):
     """Every score: logits[s * entries of its sequence + t], -Inf where t >= kv_len[s].
 
     Args:
-        H, D, qk_format, block_S, block_T, threads: as in :func:`lightning_indexer`; the entries of ``work`` begin at 0.
+        H, D, qk_format, block_S, block_T, threads, native: as in :func:`lightning_indexer`; the entries of ``work``
+            begin at 0.
         out_dtype: "bfloat16" | "float32".
     """
     rows, heads, entries, items, tiles, cells = (
@@ -191,8 +193,8 @@ def indexer_logits(H, D, qk_format, out_dtype, block_S, block_T, threads):
         logits: T.Tensor((cells,), LOGIT_STORAGE[out_dtype]),
     ):
         with T.Kernel(items, tiles, threads=threads) as (item, piece):
-            q = tile.allocate_rows(columns, D, qk_format)
-            k = tile.allocate_rows(block_T, D, qk_format)
+            q = tile.allocate_rows(columns, D, qk_format, native)
+            k = tile.allocate_rows(block_T, D, qk_format, native)
             weight = T.alloc_shared((block_S, H), "float32")
             scores = T.alloc_shared((block_S, block_T), "float32")
             visible = T.alloc_shared((block_S,), "int32")

@@ -11,6 +11,7 @@ from .backward import prepared, register
 from .plans import Operands, given, logits_plan, select_plan
 
 Tensor = torch.Tensor
+MODES = ("exact", "native")
 
 
 @overload
@@ -70,7 +71,8 @@ def lightning_indexer(
         kv_len: int32 [[B,] S], how many entries from the first a query sees; below 0 it reads as 0, above T as T. None
             for all.
         return_scores: also return the chosen entries' scores.
-        numerics: ``"exact"``, the contract of ``docs/numerics.md`` (C3 or C4, C7, C9).
+        numerics: ``"exact"``, the contract of ``docs/numerics.md`` (C3 or C4, C7, C9), or ``"native"``: bfloat16
+            products on the device's matrix unit, deterministic, within the bound stated there.
         backend: None for the tensors' own device, or a device name such as ``"cpu"``, ``"cuda:virtual"``.
 
     Returns:
@@ -81,10 +83,10 @@ def lightning_indexer(
         TypeError, ValueError: an argument is wrong; the message names it, what was given and what is wanted.
         DeviceUnavailable: the device cannot run here.
     """
-    require_numerics("lightning_indexer", numerics)
+    require_numerics("lightning_indexer", numerics, MODES)
     _require_tensors(q, q_scale, k, k_scale, weights, kv_len)
     index, scores = _select(
-        bytes_of(q), bytes_of(q_scale), bytes_of(k), bytes_of(k_scale), weights, topk, kv_len, backend
+        bytes_of(q), bytes_of(q_scale), bytes_of(k), bytes_of(k_scale), weights, topk, kv_len, numerics, backend
     )
     return (index, scores) if return_scores else index
 
@@ -119,10 +121,12 @@ def indexer_logits(
     Raises:
         TypeError, ValueError, DeviceUnavailable: as in :func:`lightning_indexer`.
     """
-    require_numerics("indexer_logits", numerics)
+    require_numerics("indexer_logits", numerics, MODES)
     _require_tensors(q, q_scale, k, k_scale, weights, kv_len)
     scales = bytes_of(q_scale), bytes_of(k_scale)
-    return _logits(bytes_of(q), scales[0], bytes_of(k), scales[1], weights, kv_len, quantize, out_dtype, backend)
+    return _logits(
+        bytes_of(q), scales[0], bytes_of(k), scales[1], weights, kv_len, quantize, out_dtype, numerics, backend
+    )
 
 
 def _require_tensors(
@@ -143,11 +147,12 @@ def _select_impl(
     weights: Tensor,
     topk: int,
     kv_len: Tensor | None,
+    numerics: str,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     tensors = Operands(q, q_scale, k, k_scale, weights, kv_len)
-    plan = select_plan(given(tensors), topk, backend)
-    index, scores = _select_fake(q, q_scale, k, k_scale, weights, topk, kv_len, backend)
+    plan = select_plan(given(tensors), topk, numerics, backend)
+    index, scores = _select_fake(q, q_scale, k, k_scale, weights, topk, kv_len, numerics, backend)
     if plan is None:
         return index.fill_(-1), scores.fill_(float("-inf"))
     operands = plan.stream.operands(*tensors)
@@ -170,6 +175,7 @@ def _select_fake(
     weights: Tensor,
     topk: int,
     kv_len: Tensor | None,
+    numerics: str,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     shape = (*q.shape[:-2], topk)
@@ -185,11 +191,12 @@ def _logits_impl(
     kv_len: Tensor | None,
     quantize: bool,
     out_dtype: torch.dtype,
+    numerics: str,
     backend: str | None,
 ) -> Tensor:
-    out = _logits_fake(q, q_scale, k, k_scale, weights, kv_len, quantize, out_dtype, backend)
+    out = _logits_fake(q, q_scale, k, k_scale, weights, kv_len, quantize, out_dtype, numerics, backend)
     tensors = prepared(Operands(q, q_scale, k, k_scale, weights, kv_len), quantize, backend)
-    plan = logits_plan(given(tensors), out_dtype, backend)
+    plan = logits_plan(given(tensors), out_dtype, numerics, backend)
     if plan is not None:
         plan.run(*plan.stream.operands(*tensors), out.view(-1))
     return out
@@ -204,6 +211,7 @@ def _logits_fake(
     kv_len: Tensor | None,
     quantize: bool,
     out_dtype: torch.dtype,
+    numerics: str,
     backend: str | None,
 ) -> Tensor:
     return q.new_empty((*q.shape[:-2], k.shape[-2]), dtype=out_dtype)
@@ -211,13 +219,13 @@ def _logits_fake(
 
 _select = define(
     "lightning_indexer(Tensor q, Tensor? q_scale, Tensor k, Tensor? k_scale, Tensor weights, int topk, "
-    "Tensor? kv_len, str? backend) -> (Tensor, Tensor)",
+    "Tensor? kv_len, str numerics, str? backend) -> (Tensor, Tensor)",
     _select_impl,
     _select_fake,
 )
 _logits = define(
     "indexer_logits(Tensor q, Tensor? q_scale, Tensor k, Tensor? k_scale, Tensor weights, Tensor? kv_len, "
-    "bool quantize, ScalarType out_dtype, str? backend) -> Tensor",
+    "bool quantize, ScalarType out_dtype, str numerics, str? backend) -> Tensor",
     _logits_impl,
     _logits_fake,
 )

@@ -186,7 +186,7 @@ class Selection(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def select_plan(known: Given, topk: int, backend: str | None) -> Selection | None:
+def select_plan(known: Given, topk: int, numerics: str, backend: str | None) -> Selection | None:
     """None where there is nothing to choose from."""
     problem = check(known)
     if not 1 <= topk <= LARGEST_TOPK:
@@ -200,7 +200,8 @@ def select_plan(known: Given, topk: int, backend: str | None) -> Selection | Non
     pieces = max(1, min(-(-problem.T // least), most // blocks))
     piece = -(-problem.T // (pieces * tiles["block_T"])) * tiles["block_T"]
     pieces = -(-problem.T // piece)
-    parameters = {"H": problem.H, "D": problem.D, "qk_format": problem.qk_format, "topk": topk}
+    native = numerics == "native"
+    parameters = {"H": problem.H, "D": problem.D, "qk_format": problem.qk_format, "topk": topk, "native": native}
     merge = None
     if pieces > 1:
         merge = compiled(
@@ -222,7 +223,7 @@ class Logits(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def logits_plan(known: Given, out_dtype: torch.dtype, backend: str | None) -> Logits | None:
+def logits_plan(known: Given, out_dtype: torch.dtype, numerics: str, backend: str | None) -> Logits | None:
     """None where there are no logits."""
     problem = check(known)
     if out_dtype not in LOGIT_DTYPES:
@@ -236,7 +237,8 @@ def logits_plan(known: Given, out_dtype: torch.dtype, backend: str | None) -> Lo
     if cells == 0:
         return None
     tiles = tuned("indexer_logits", device, problem)
-    parameters = {"H": problem.H, "D": problem.D, "qk_format": problem.qk_format}
+    native = numerics == "native"
+    parameters = {"H": problem.H, "D": problem.D, "qk_format": problem.qk_format, "native": native}
     out = str(out_dtype).removeprefix("torch.")
     return Logits(
         compiled(f"{KERNELS}:indexer_logits", device, tiles, out_dtype=out, **parameters),

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import tilelang.language as T
 
-from ...formats.tile import integer
+from ...formats.tile import e2m1, e8m0, integer
 from ...numerics.tile.attention import cut_rows
 from ...numerics.tile.composite import composite
 from ...numerics.tile.mx_block import mx_block_accumulate
+from ...numerics.tile.rounded_dot import rounded_dot
 from ...numerics.tile.row_sum import row_sum
 from ...numerics.tile.sliced_dot import sliced_dot
 
@@ -42,22 +43,27 @@ class Rows(NamedTuple):
         stored: [n, D / 2] packed E2M1, or [n, D] bfloat16 bits.
         scale: [n, D / 32] E8M0 bytes; None for bfloat16.
         slices, exponent: of bfloat16 rows, contract C4: two int8 [n, D] and int32 [n]; none for FP4.
+        values: in native mode the rows as bfloat16 bits, uint16 [n, D], and no slices; else None.
     """
 
     stored: Any
     scale: Any
     slices: Sequence[Any]
     exponent: Any
+    values: Any
 
 
-def allocate_rows(rows: int, D: int, qk_format: str) -> Rows:
-    """Tiles of ``rows`` queries or keys of D elements."""
+def allocate_rows(rows: int, D: int, qk_format: str, native: bool = False) -> Rows:
+    """Tiles of ``rows`` queries or keys of D elements, for exact products or those of native mode."""
     width, scales = widths(D, qk_format)
     stored = T.alloc_shared((rows, width), STORAGE[qk_format])
+    values = T.alloc_shared((rows, D), "uint16") if native else None
     if qk_format == "e2m1":
-        return Rows(stored, T.alloc_shared((rows, scales), "uint8"), (), None)
+        return Rows(stored, T.alloc_shared((rows, scales), "uint8"), (), None, values)
+    if native:
+        return Rows(stored, None, (), None, values)
     slices = [T.alloc_shared((rows, D), "int8") for _ in range(2)]
-    return Rows(stored, None, slices, T.alloc_shared((rows,), "int32"))
+    return Rows(stored, None, slices, T.alloc_shared((rows,), "int32"), None)
 
 
 @T.macro
@@ -68,7 +74,7 @@ def load_rows(rows: Rows, source: Any, source_scale: Any, first: Any) -> None:
     T.copy(source[row, 0], rows.stored)
     if rows.scale is not None:
         T.copy(source_scale[row, 0], rows.scale)
-    else:
+    elif rows.values is None:
         cut_rows(rows.stored, rows.slices[0], rows.slices[1], rows.exponent)
 
 
@@ -109,6 +115,26 @@ def _weighted(dot: Any, weight: Any) -> Any:
 
 
 @T.macro
+def _read_values(rows: Rows) -> None:
+    """``values`` of what is stored; E2M1 times its scale is a bfloat16 number."""
+    if rows.scale is None:
+        for i, d in T.Parallel(rows.values.shape[0], rows.values.shape[1]):
+            rows.values[i, d] = rows.stored[i, d]
+    else:
+        for i, pair in T.Parallel(rows.stored.shape[0], rows.stored.shape[1]):
+            byte = T.alloc_var("int32")
+            byte = T.cast(rows.stored[i, pair], "int32")
+            scale = T.alloc_var("float32")
+            scale = e8m0.read_scale(T.cast(rows.scale[i, pair // (BLOCK // 2)], "int32")) * T.float32(0.5)
+            low = T.alloc_var("float32")
+            low = T.cast(e2m1.doubled(e2m1.low(byte)), "float32") * scale
+            high = T.alloc_var("float32")
+            high = T.cast(e2m1.doubled(e2m1.high(byte)), "float32") * scale
+            rows.values[i, 2 * pair] = T.cast((T.reinterpret(low, "int32") >> 16) & 0xFFFF, "uint16")
+            rows.values[i, 2 * pair + 1] = T.cast((T.reinterpret(high, "int32") >> 16) & 0xFFFF, "uint16")
+
+
+@T.macro
 def _dots_fp4(acc: Any, q: Rows, k: Rows) -> None:
     T.clear(acc)
     mx_block_accumulate(acc, k.stored, k.scale, q.stored, q.scale, "e2m1", k.scale.shape[1])
@@ -116,8 +142,12 @@ def _dots_fp4(acc: Any, q: Rows, k: Rows) -> None:
 
 @T.macro
 def dots(acc: Any, q: Rows, k: Rows) -> None:
-    """acc[t, c] = row c of the queries times row t of the keys; a fragment for FP4, in shared memory for bfloat16."""
-    if q.scale is not None:
+    """acc[t, c] = row c of the queries times row t of the keys; a tile of :func:`allocate_dots`."""
+    if q.values is not None:
+        _read_values(q)
+        _read_values(k)
+        rounded_dot(k.values, q.values, acc, True)
+    elif q.scale is not None:
         _dots_fp4(acc, q, k)
     else:
         sliced_dot(k.slices, k.exponent, q.slices, q.exponent, acc)
@@ -126,7 +156,8 @@ def dots(acc: Any, q: Rows, k: Rows) -> None:
 def allocate_dots(q: Rows, k: Rows) -> Any:
     """A float32 tile for :func:`dots`. Queries are its columns, so that a head sum runs along a row."""
     shape = (k.stored.shape[0], q.stored.shape[0])
-    return T.alloc_shared(shape, "float32") if q.scale is None else T.alloc_fragment(shape, "float32")
+    exact_bf16 = q.scale is None and q.values is None
+    return T.alloc_shared(shape, "float32") if exact_bf16 else T.alloc_fragment(shape, "float32")
 
 
 @T.macro
