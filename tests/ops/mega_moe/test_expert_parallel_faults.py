@@ -89,6 +89,7 @@ def test_a_rank_that_never_arrives_is_missed_within_the_timeout_and_may_come_bac
 
 
 def test_nothing_is_left_behind_by_a_thousand_calls(ranks):
+    ranks.call(configure)  # the usual timeout: a busy machine is not a lost rank
     for before, after in ranks.call(held_after, WEIGHTS, TOKENS_OF_ALL, SHARES, 1000):
         assert after[0] - before[0] < 2 << 20  # less than 2 KiB a call; a buffer of this layer has 10
         threads, files = after[1] - before[1], after[2] - before[2]
