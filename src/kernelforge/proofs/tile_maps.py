@@ -1,4 +1,4 @@
-"""Tile maps of the MXFP4 GEMM, quantization and the indexer's gradients: indices inside, outputs stored once."""
+"""Tile maps of GEMMs, quantization, hyper-connections, the indexer's gradients: indices inside, outputs stored once."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _GEMM = "kernelforge.ops.mxfp4_gemm.kernel:mxfp4_gemm"
 _QUANTIZE = "kernelforge.ops.mx_quantize.kernel"
 _FP8 = "kernelforge.ops.fp4_to_fp8.kernel:fp4_to_fp8"
 _INDEXER = "kernelforge.ops.lightning_indexer.kernel_backward"
+_STREAMS = "kernelforge.ops.mhc.kernel"
+_SINKHORN = "kernelforge.ops.sinkhorn.kernel"
 EXPERTS = 3
 BLOCK_M = 16
 
@@ -43,6 +45,7 @@ def tile_maps() -> Iterator[TileMap]:
     """Kernels of every form; no static extent is a multiple of its tile's, dynamic ones are any."""
     yield from _gemms()
     yield from _indexer_gradients()
+    yield from _hyper_connections()
     quantizer: dict[str, Any] = {"K": 160, "dtype": "bfloat16", "block_M": BLOCK_M, "block_K": 128, "threads": 128}
     for element in ("e2m1", "e4m3"):
         spec = KernelSpec.of(f"{_QUANTIZE}:mx_quantize", element=element, scale_rule="ceil", **quantizer)
@@ -125,6 +128,45 @@ def _indexer_gradients() -> Iterator[TileMap]:
             witnesses: dict[str, Witness] = {"item": lambda element: element[0] / block_T}
             name = f"indexer {kernel} {qk_format}"
             yield TileMap(name, spec, holds, witnesses, [z3.Int("heads") == rows * heads, *premises])
+
+
+class _Chunks:
+    """Contents of ``bounds``: a chunk's first token and the one after its last."""
+
+    def __init__(self) -> None:
+        self.premises: list[z3.BoolRef] = []
+
+    def __call__(self, index: list[z3.ArithRef]) -> z3.ArithRef | None:
+        chunk, column = index
+        first, end = (z3.Function(name, z3.IntSort(), z3.IntSort())(chunk) for name in ("first_token", "end_token"))
+        self.premises += [first >= 0, end <= z3.Int("tokens")]
+        found: z3.ArithRef = (first, end)[column.as_long()]
+        return found
+
+
+def _hyper_connections() -> Iterator[TileMap]:
+    """Both ends of a block and the head, forward and backward; the matrices between them."""
+    n, C = 3, 96
+    streams: dict[str, Any] = {"n": n, "C": C, "dtype": "bfloat16", "block_T": 16, "block_C": 64, "threads": 128}
+    matrix: dict[str, Any] = {"iters": 2, "eps": 1e-6}
+    for head in (False, True):
+        rows = n if head else n * (n + 2)
+        name = "mhc_head" if head else "mhc_pre"
+        weights: dict[str, Any] = {"K": n * C, "dtype": "bfloat16", "threads": 128}
+        yield TileMap(f"{name} weights", KernelSpec.of(f"{_STREAMS}:mhc_weights", rows=rows, **weights))
+        forward = KernelSpec.of(f"{_STREAMS}:mhc_pre", head=head, norm_eps=1e-6, **matrix, **streams)
+        yield TileMap(f"{name} forward", forward)
+        yield TileMap(
+            f"{name} backward", KernelSpec.of(f"{_STREAMS}_backward:mhc_pre_backward", head=head, **matrix, **streams)
+        )
+        gradient = KernelSpec.of(f"{_STREAMS}_backward:mhc_weight_gradient", N=rows, block_C=64, **weights)
+        yield TileMap(f"{name} weight gradient", gradient, {"bounds": _Chunks()})
+        total = KernelSpec.of(f"{_STREAMS}_backward:mhc_token_sum", N=rows + (1 if head else 3), threads=128)
+        yield TileMap(f"{name} token sum", total, {"bounds": _Chunks()})
+    yield TileMap("mhc_post forward", KernelSpec.of(f"{_STREAMS}:mhc_post", **streams))
+    yield TileMap("mhc_post backward", KernelSpec.of(f"{_STREAMS}_backward:mhc_post_backward", **streams))
+    for kernel in ("sinkhorn", "sinkhorn_backward"):
+        yield TileMap(kernel, KernelSpec.of(f"{_SINKHORN}:{kernel}", n=n, block_T=64, threads=64, **matrix))
 
 
 def _row_tile(offsets: Ascending) -> Witness:
