@@ -104,7 +104,7 @@ def plan(ops: Sequence[OpSpec], devices: Sequence[str], seed: int, size: str) ->
 
 
 def run(planned: Plan, seed: int, size: str, observe: Callable[[CaseResult], None] = lambda result: None) -> Run:
-    """Run every case on every device, devices side by side; an error in a case is its result and stops nothing.
+    """Run every case on every device, several ops at a time; an error in a case is its result and stops nothing.
 
     Virtual devices run with their checkers, each case under another schedule: see :func:`execution`.
 
@@ -114,21 +114,31 @@ def run(planned: Plan, seed: int, size: str, observe: Callable[[CaseResult], Non
     """
     outcome = Run(seed, size, planned.devices)
     started = time.perf_counter()
-    references = [case.expected() for _, case in planned.cases]
-    digests = [digest(expected) for expected in references]
+    positions: dict[str, list[int]] = {}
+    for i, (op, _) in enumerate(planned.cases):
+        positions.setdefault(op, []).append(i)
+    references: dict[int, tuple[Arrays, str]] = {}
 
-    def run_device(device: str) -> list[CaseResult]:
-        results = []
-        for i, ((op, case), expected, wanted) in enumerate(zip(planned.cases, references, digests, strict=True)):
+    def expect(op: str) -> None:
+        for i in positions[op]:
+            expected = planned.cases[i][1].expected()
+            references[i] = expected, digest(expected)
+
+    def run_op(device: str, op: str) -> dict[tuple[int, str], CaseResult]:
+        found = {}
+        for i in positions[op]:
             with executing(execution(seed, i)):
-                results.append(_run_case(op, case, device, expected, wanted))
-            observe(results[-1])
-        return results
+                found[i, device] = _run_case(op, planned.cases[i][1], device, *references[i])
+            observe(found[i, device])
+        return found
 
-    threads = max(1, min(len(planned.devices), os.cpu_count() or 1))
+    threads = os.cpu_count() or 1
+    # Devices named last are virtual and compile longest: begun first, they leave no thread alone at the end.
+    turns = [(device, op) for device in reversed(planned.devices) for op in positions]
     with compiling(threads), ThreadPoolExecutor(max_workers=threads) as pool:
-        per_device = list(pool.map(run_device, planned.devices))
-    outcome.results = [result for of_case in zip(*per_device, strict=True) for result in of_case]
+        list(pool.map(expect, positions))
+        found = {at: result for done in pool.map(run_op, *zip(*turns, strict=True)) for at, result in done.items()}
+    outcome.results = [found[i, device] for i in range(len(planned.cases)) for device in planned.devices]
     outcome.seconds = time.perf_counter() - started
     return outcome
 
