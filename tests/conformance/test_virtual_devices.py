@@ -14,8 +14,8 @@ import kernelforge as kf
 from kernelforge.ops.spec import Case, specs
 
 DEVICES = ("cuda:virtual", "ascend:virtual")
-ELSEWHERE = {"fake_quant_mxfp4", "mhc_head"}
-"""Public functions that no conformance case of size ``ci`` calls: tests of their own call them."""
+ELSEWHERE = {"fake_quant_mxfp4", "mhc_head", "mhc_post", "mhc_pre"}
+"""Public functions that no conformance case of size ``ci`` calls by name: the tests at the end of this file do."""
 
 
 def public_functions() -> set[str]:
@@ -66,6 +66,18 @@ def test_functions_run_on_virtual_devices(op, device):
 def test_fake_quantization_has_the_cpus_bits(device):
     w = torch.randn(5, 96)
     assert torch.equal(kf.fake_quant_mxfp4(w, backend=device), kf.fake_quant_mxfp4(w, backend="cpu"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_hyper_connections_have_the_cpus_bits(device):
+    draw = torch.Generator().manual_seed(3)
+    x, *given = (torch.randn(*shape, generator=draw) for shape in ((19, 4, 32), (24, 128), (3,), (24,)))
+
+    def block(backend: str) -> tuple[torch.Tensor, ...]:
+        collapsed, post, comb = kf.mhc_pre(x, *given, backend=backend)
+        return collapsed, post, comb, kf.mhc_post(collapsed, x, post, comb, backend=backend)
+
+    assert all(torch.equal(*both) for both in zip(block(device), block("cpu"), strict=True))
 
 
 @pytest.mark.parametrize("device", DEVICES)
