@@ -102,7 +102,7 @@ class CompressedKV:
             )
         if page is None and pages is not None:
             raise ValueError(f"pages: given {pages} without page, the entries to each")
-        if min(page or 1, 1 if pages is None else pages) < 1 or page == 0:
+        if page is not None and min(page, 1 if pages is None else pages) < 1:
             raise ValueError(f"page, pages: given {page} and {pages}, wanted at least 1")
         self.batch, self.capacity, self.D, self.rope, self.ratio = batch, capacity, D, rope, ratio
         self.storage, self.index_D, self.paged = storage, index_D, page is not None
@@ -128,7 +128,7 @@ class CompressedKV:
     @property
     def counts(self) -> tuple[int, ...]:
         """Compressed entries of each sequence."""
-        return tuple(length // self.ratio for length in self._lengths)
+        return tuple(self._counts(range(self.batch)))
 
     @property
     def block_table(self) -> Tensor | None:
@@ -168,7 +168,7 @@ class CompressedKV:
                 raise ValueError(
                     f"raw: {more} tokens after {self._lengths[b]} exceed the capacity of {self.capacity} (sequence {b})"
                 )
-        before = [self._lengths[b] // self.ratio for b in chosen]
+        before = self._counts(chosen)
         completed = [length // self.ratio - count for length, count in zip(after, before, strict=True)]
         least, given = max(completed, default=0), entries.shape[1] if entries.dim() == 3 else -1
         n = given if least <= given <= -(-raw.shape[1] // self.ratio) else least
@@ -192,6 +192,9 @@ class CompressedKV:
         if len(set(chosen)) < len(chosen) or any(not 0 <= b < self.batch for b in chosen):
             raise ValueError(f"sequences: given {chosen}, wanted different ones of 0 to {self.batch - 1}")
         return chosen
+
+    def _counts(self, chosen: Sequence[int]) -> list[int]:
+        return [self._lengths[b] // self.ratio for b in chosen]
 
     def _added(self, S: int, lengths: Tensor | None, B: int) -> list[int]:
         if lengths is None:
@@ -283,7 +286,7 @@ class CompressedKV:
         Shorter sequences have zeros behind.
         """
         chosen = self._chosen(sequences)
-        counts = [self._lengths[b] // self.ratio for b in chosen]
+        counts = self._counts(chosen)
         n = max(counts, default=0)
         if len(chosen) == 1 and not self.paged:
             first = chosen[0] * self._pages.page
@@ -332,7 +335,7 @@ class CompressedKV:
         if not self.index_D:
             raise ValueError("index_keys: this cache has no indexer; make it with index_D")
         chosen, page = self._chosen(sequences), self._pages.page
-        n = -(-max((self._lengths[b] // self.ratio for b in chosen), default=0) // KEY_STEP) * KEY_STEP
+        n = -(-max(self._counts(chosen), default=0) // KEY_STEP) * KEY_STEP
         pools = (x.view(self._pages.count, page, x.shape[1]) for x in self._keys.tensors)
         if self.paged:
             table = _of(self._pages.table, chosen)[:, : -(-n // page)].to(torch.int64)

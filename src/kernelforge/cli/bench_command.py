@@ -24,9 +24,8 @@ def command(op: str | None, every: bool, device: str, threads: int | None, out: 
     import torch
 
     from .. import backends
-    from ..bench.report import show
     from ..ops.spec import spec, specs
-    from .terminal import console, progress, table
+    from .terminal import console, progress, show_report
 
     if (op is None) == (not every):
         raise click.UsageError("name one op, or give --all")
@@ -46,12 +45,6 @@ def command(op: str | None, every: bool, device: str, threads: int | None, out: 
             report = function(device, typed, lambda what, t=task: bar.update(t, description=what))
         if where.virtual and executor not in report.notes:
             report.notes.insert(0, executor)
-        columns = report.columns()
-        made = table(f"{one.name} on {device}", "", *columns, right=columns)
-        for row in report.rows:
-            made.add_row(row.name, *(show(row.values.get(column)) for column in columns))
-        screen.print(made)
-        for note in report.notes:
-            screen.print(f"  {note}", highlight=False)
+        show_report(screen, f"{one.name} on {device}", report)
         data, page = report.write(out)
         screen.print(f"  written: {data}, {page}", highlight=False)

@@ -49,10 +49,9 @@ def longcontext(
 def _measured(storage: str, picture: Path | None, threads: int | None, out: Path) -> None:
     import torch
 
-    from ..bench.report import show
     from ..longcontext.measure import report
     from ..longcontext.plot import plot_measured
-    from .terminal import console, table
+    from .terminal import console, show_report
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -60,13 +59,8 @@ def _measured(storage: str, picture: Path | None, threads: int | None, out: Path
         f" --threads {threads}" if threads else ""
     )
     made = report(typed, storage=storage)
-    screen, columns = console(), made.columns()
-    shown = table("a decoded token in one layer, ms", "", *columns, right=columns)
-    for row in made.rows:
-        shown.add_row(row.name, *(show(row.values.get(column)) for column in columns))
-    screen.print(shown)
-    for note in made.notes:
-        screen.print(f"  {note}", highlight=False)
+    screen = console()
+    show_report(screen, "a decoded token in one layer, ms", made)
     written = list(made.write(out))
     if picture is not None:
         plot_measured(made, picture)

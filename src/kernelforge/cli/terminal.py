@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..bench import Report
 
 YES, NO = "[green]yes[/]", "[red]no[/]"
 
@@ -36,3 +40,16 @@ def table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
+
+
+def show_report(screen: Console, title: str, report: Report) -> None:
+    """A benchmark's rows as a table, and its notes."""
+    from ..bench.report import show
+
+    columns = report.columns()
+    made = table(title, "", *columns, right=columns)
+    for row in report.rows:
+        made.add_row(row.name, *(show(row.values.get(column)) for column in columns))
+    screen.print(made)
+    for note in report.notes:
+        screen.print(f"  {note}", highlight=False)

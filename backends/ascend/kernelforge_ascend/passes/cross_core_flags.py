@@ -249,9 +249,12 @@ def _share(channels: list[_Channel], traces: list[Any]) -> list[list[_Channel]]:
 
 def two_pipes_wait(function: Any) -> bool:
     """Whether some flag of a core has waits on two pipes."""
+    return _two_pipes_wait(_Program(function).steps)
+
+
+def _two_pipes_wait(steps: list[_Step]) -> bool:
     waiting: dict[tuple[str, int], set[str]] = defaultdict(set)
-    program = _Program(function)
-    for step in program.steps:
+    for step in steps:
         if not step.arrives and isinstance(step.flag, tirx.IntImm):
             waiting[step.core, int(step.flag)].add(step.pipe)
     return any(len(pipes) > 1 for pipes in waiting.values())
@@ -263,9 +266,9 @@ def allocate(function: Any) -> Any:
     Raises:
         LoweringError: 16 flags are not enough, or what an arrival is for cannot be told.
     """
-    if not two_pipes_wait(function):
-        return function
     program = _Program(function)
+    if not _two_pipes_wait(program.steps):
+        return function
     traces = _traces(program)
     channels = _channels(program, traces)
     if any(len(channel.waiting) != 1 for channel in channels):

@@ -64,7 +64,7 @@ def persistent_grid(function: Any) -> Any:
     cores = cores_for(function)
     (grid,) = _loops(function, lambda loop: loop.thread_binding is not None)
     few = isinstance(grid.extent, tirx.IntImm) and int(grid.extent) <= cores
-    if few or _tile_bytes(function) > TILES_BYTES:
+    if few or tile_bytes(function) > TILES_BYTES:
         return function
     return function.with_body(_Persistent(cores).visit(function.body))
 
@@ -93,7 +93,8 @@ def launched_cores(body: Any) -> int | None:
     return min(constants, default=None)
 
 
-def _tile_bytes(function: Any) -> int:
+def tile_bytes(function: Any) -> int:
+    """Bytes of all tiles in a vector core's memory."""
     tiles = [buffer for buffer in root_block(function).alloc_buffers if is_vector(buffer)]
     return sum(math.prod(int(e) for e in b.shape) * tvm.DataType(b.dtype).bits // 8 for b in tiles)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from tvm import tirx
 from tvm.ir import Range
 
 from .boxes import Box, Loop, bound_of, box_of
-from .persistent_grid import TILES_BYTES
+from .persistent_grid import TILES_BYTES, tile_bytes
 from .rewriter import (
     THREAD_LOCAL,
     BufferMap,
@@ -25,7 +24,6 @@ from .rewriter import (
     op_name,
     rebuild_block,
     rebuild_for,
-    root_block,
     sequence,
     span_of,
     walk,
@@ -71,9 +69,7 @@ class _Room:
     def __init__(self, function: Any) -> None:
         self.loads = self.stores = EVENTS
         walk(function.body, self._count)
-        tiles = [buffer for buffer in root_block(function).alloc_buffers if is_vector(buffer)]
-        sizes = [math.prod(int(e) for e in b.shape) * tvm.DataType(b.dtype).bits // 8 for b in tiles]
-        self.left = TILES_BYTES - sum(sizes)
+        self.left = TILES_BYTES - tile_bytes(function)
         self.tiles: list[Any] = []
 
     def _count(self, node: Any) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from kernelforge.lowering import Composite, take_composites
+from kernelforge.lowering.rounded_dots import ROUNDED_DOT
 from kernelforge.lowering.tir import tirx
 
 from .sources import checked, tile_address
 
-NAME = "rounded_dot"
 MICROKERNEL = "kf_rounded_dot"
 
 
@@ -24,4 +24,4 @@ def _call(composite: Composite) -> Any:
 
 def take_rounded_dot(function: Any) -> Any:
     """Take ``rounded_dot`` of rows by rows whole; other regions stay."""
-    return take_composites(function, {NAME: _call}, keep_others=True)
+    return take_composites(function, {ROUNDED_DOT: _call}, keep_others=True)

@@ -16,7 +16,7 @@ from .attention import INVISIBLE, entry_element, float_of, limit, merge_factors,
 from .composite import composite
 from .elementary import exp2
 from .rounded_dot import rounded_dot
-from .scalar import bits_of
+from .scalar import bits_of, not_finite
 
 LANES = 8
 """Neighbours that share a row's maximum and sum."""
@@ -103,7 +103,7 @@ def attention_chunk_native(
                 code = T.alloc_var("int32")
                 code = bf16.encode(bits_of(weight))
                 p[i, j * LANES + lane] = T.cast(code, "uint16")
-                total = total + float_of(code << 16)
+                total = total + float_of(bf16.float32_bits(code))
             partial[i, lane] = total
         for i in T.Parallel(heads):
             total = T.alloc_var("float32")
@@ -120,11 +120,6 @@ def attention_chunk_native(
             rounded_dot(p, values, sums, False)
             for i, d in T.Parallel(heads, block_D):
                 tile[i, d] = limit(tile[i, d] * kept[i]) + limit(sums[i, d] * added[i])
-
-
-def not_finite(x: Any) -> Any:
-    """Whether x is a NaN or an infinity."""
-    return (bits_of(x) & integer.MAGNITUDE) >= integer.FLOAT32_INFINITY
 
 
 @T.macro

@@ -6,13 +6,14 @@ from typing import Any
 
 import tilelang.language as T
 
+from ...formats.tile import bf16
 from .attention import float_of
 from .composite import composite
 
 
 def _value(code: Any) -> Any:
     """A bfloat16 as float32."""
-    return float_of(T.cast(code, "int32") << 16)
+    return float_of(bf16.float32_bits(T.cast(code, "int32")))
 
 
 @T.macro

@@ -7,7 +7,7 @@ from typing import Any
 import tilelang.language as T
 
 from ...formats.tile import bf16
-from ...formats.tile.integer import canonical_bits, read_bits
+from ...formats.tile.integer import FLOAT32_INFINITY, MAGNITUDE, canonical_bits, read_bits
 
 STORAGE = {"bfloat16": "uint16", "float32": "float32"}
 """Element types of tensors in kernels, by the dtype they stand for."""
@@ -16,6 +16,11 @@ STORAGE = {"bfloat16": "uint16", "float32": "float32"}
 def bits_of(x: Any) -> Any:
     """Bits of a float32."""
     return T.reinterpret(x, "int32")
+
+
+def not_finite(x: Any) -> Any:
+    """Whether a float32 is a NaN or an infinity."""
+    return (bits_of(x) & MAGNITUDE) >= FLOAT32_INFINITY
 
 
 @T.macro

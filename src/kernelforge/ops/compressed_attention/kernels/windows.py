@@ -8,7 +8,7 @@ from ....numerics.attention import CHUNK, LEAST_EXPONENT, WEIGHT_ONE
 from ....numerics.tile.attention import float_of, largest_scores, limit, merge_factors, scale_by_power_of_two, start
 from ....numerics.tile.elementary import exp2, recip
 from ....numerics.tile.row_sum import row_sum
-from ....numerics.tile.scalar import bits_of, read
+from ....numerics.tile.scalar import bits_of, not_finite, read
 from ..heads import group_rows, groups_of
 
 NO_UNIT = 4096
@@ -165,7 +165,7 @@ def attention_windows(H, scale_bits, threads):
                 mean[i] = average
                 unusable = T.alloc_var("int32")
                 unusable = T.if_then_else((bits_of(l[i]) & integer.MAGNITUDE) > integer.FLOAT32_INFINITY, 1, 0)
-                if (bits_of(average) & integer.MAGNITUDE) >= integer.FLOAT32_INFINITY:
+                if not_finite(average):
                     unusable = 1
                 if grad_exponents[known[i]] == windows.UNUSABLE:
                     unusable = 1
