@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from kernelforge.backends import registry
+from kernelforge.backends.capabilities import FP32_IEEE
 from kernelforge.cli import main
 from kernelforge.ops.spec import specs
 
@@ -53,8 +55,19 @@ def test_list_and_doctor_do_not_import_tilelang(command):
 
 def test_list_shows_every_op_and_backend(kernelforge):
     output = kernelforge("list").output
-    for name in (*specs(), *registry.backends()):
+    devices = [device.name for backend in registry.backends().values() for device in backend.devices()]
+    functions = [f"kf.{name}" for op in specs().values() for name in op.functions]
+    for name in (*specs(), *functions, *devices):
         assert name in output
+
+
+def test_list_says_which_op_a_backend_cannot_have_and_why(kernelforge, monkeypatch):
+    cpu = registry.backends()["cpu"]
+    without = dataclasses.replace(cpu.capabilities, features=cpu.capabilities.features - {FP32_IEEE})
+    monkeypatch.setattr(cpu, "capabilities", without)
+    output = " ".join(kernelforge("list").output.split())
+    assert output.count("cannot") == len(specs())
+    assert "sinkhorn: op sinkhorn needs fp32.ieee, which backend 'cpu' does not claim" in output
 
 
 def test_doctor_says_why_a_device_is_not_here(kernelforge):

@@ -159,7 +159,7 @@ def test_misaligned_tensors_are_moved_and_results_brought_back():
 
 def test_strided_tensor_is_named():
     A, _ = tensors(8)
-    with pytest.raises(ValueError, match="out is not contiguous"):
+    with pytest.raises(ValueError, match=r"out: given \[8, 4\] with strides \[8, 1\], wanted it contiguous"):
         Marshaller(small_info()).call((A, torch.zeros(8, 8)[:, :4]))
 
 

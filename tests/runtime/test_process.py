@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kernelforge import backends
+
 CALL = """
 import torch
 import kernelforge as kf
@@ -17,7 +19,14 @@ a = torch.arange(3 * 16, dtype=torch.uint8).reshape(3, 16)
 s = torch.full((3, 1), 127, dtype=torch.uint8)
 w = torch.arange(5 * 16, dtype=torch.uint8).reshape(5, 16)
 ws = torch.full((5, 1), 127, dtype=torch.uint8)
-def call(): return kf.mxfp4_gemm(a, s, w, ws, torch.float32, backend="cpu")
+def call(device="cpu"): return kf.mxfp4_gemm(a, s, w, ws, torch.float32, backend=device)
+"""
+
+WATCH = """
+import sys
+started = []
+starts = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
+sys.addaudithook(lambda event, args: started.append(str(args[0])) if event in starts else None)
 """
 
 
@@ -66,6 +75,22 @@ def test_a_second_process_finds_its_kernel_without_tilelang(warm):
 def test_a_second_process_needs_no_compiler(warm, tmp_path):
     done = _python(CALL + "call()", KERNELFORGE_CACHE=str(warm), PATH=str(tmp_path), CXX="")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:virtual", "ascend:virtual"])
+def test_a_second_process_starts_no_other_program(tmp_path, device):
+    """Neither to compile nor to ask a compiler for its version."""
+    try:
+        backends.device(device)
+    except backends.DeviceUnavailable as error:
+        pytest.skip(str(error))
+    program = CALL + WATCH + f"out = call({device!r}).numpy().tobytes().hex()\nprint(out, *started)"
+    first, second = (_python(program, KERNELFORGE_CACHE=str(tmp_path)) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    (bits, *compilers), (again, *started) = first.stdout.split(), second.stdout.split()
+    assert any(name.endswith(("++", "cc")) for name in compilers)  # what the second process is spared is seen here
+    assert started == []
+    assert again == bits
 
 
 def test_a_missing_compiler_is_named_with_what_to_install(tmp_path):

@@ -49,13 +49,10 @@ class Marshaller:
             ValueError: a tensor on another device or not contiguous, or more blocks than a launch can have.
         """
         info = self._info
-        if len(tensors) != len(info.arguments):
-            raise TypeError(f"{info.entry} takes {len(info.arguments)} tensors, given {len(tensors)}")
+        info.check(tensors)
         for argument, tensor in zip(info.arguments, tensors, strict=True):
             if tensor.device.type != self._device_type:
                 raise ValueError(f"{argument.name} is on {tensor.device}; a tensor on {self._device_type} is wanted")
-            if not tensor.is_contiguous():
-                raise ValueError(f"{argument.name} is not contiguous; pass {argument.name}.contiguous()")
         tiles = math.prod(self._grid(*self._extent_values(tensors).values()))
         blocks = tiles if self._cores is None else min(tiles, self._cores)
         if blocks > MAX_BLOCKS:

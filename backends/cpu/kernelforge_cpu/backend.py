@@ -38,7 +38,7 @@ class CpuBackend(Backend):
     )
 
     def devices(self) -> Sequence[Device]:
-        return (Device("cpu", True, f"{platform.processor() or platform.machine()}, {compiler.isa_summary()}"),)
+        return (Device("cpu", True, f"{platform.machine()}, {compiler.isa_summary()}"),)
 
     def tools(self) -> Sequence[Tool]:
         return (compiler.tool(),)

@@ -157,10 +157,10 @@ def _virtual_device() -> tuple[bool, str]:
             False,
             "the extension kernelforge_cuda._virtual is not built: reinstall kernelforge with a C++ compiler",
         )
-    compiler = nvcc.tool()
-    if not compiler.found:
-        return False, compiler.detail
+    compiler = nvcc.find()  # not asked for its version: a process whose kernels are cached starts no compiler
+    if compiler is None:
+        return False, nvcc.MISSING
     try:
-        return True, f"PTX for {virtual_arch()} executed on the CPU; {compiler.detail}"
+        return True, f"PTX for {virtual_arch()} executed on the CPU; {compiler}"
     except DeviceUnavailable as error:
         return False, str(error)

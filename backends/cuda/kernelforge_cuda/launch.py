@@ -88,13 +88,9 @@ class Marshaller:
             TypeError: another number of tensors than the kernel takes.
             ValueError: a tensor that is not contiguous or not aligned.
         """
-        arguments = self.info.arguments
-        if len(tensors) != len(arguments):
-            raise TypeError(f"{self.info.entry} takes {len(arguments)} tensors, given {len(tensors)}")
+        self.info.check(tensors)
         pointers = [tensor.data_ptr() for tensor in tensors]
-        for argument, tensor, pointer in zip(arguments, tensors, pointers, strict=True):
-            if not tensor.is_contiguous():
-                raise ValueError(f"{argument.name} is not contiguous; pass {argument.name}.contiguous()")
+        for argument, pointer in zip(self.info.arguments, pointers, strict=True):
             if pointer % ALIGNMENT:
                 raise ValueError(f"{argument.name} is at an address that is not a multiple of {ALIGNMENT}")
         extents = [tensors[position].shape[axis] for position, axis in self._extents]

@@ -24,7 +24,7 @@ _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90a": 227 * 1024, "sm_100a": 227 * 102
 # Every fp32 operation rounds on its own and keeps its subnormals; no option here is implied by another one's default.
 EXACT_FLAGS = ("-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true")
 
-_MISSING = (
+MISSING = (
     "nvcc was not found on PATH, in $CUDA_HOME/bin, nor in an nvidia-cuda-nvcc wheel: install the CUDA toolkit "
     "(12.4 or later) or `pip install 'nvidia-cuda-nvcc>=13.0'`, or set CUDA_HOME to an installed toolkit"
 )
@@ -78,7 +78,7 @@ def tool() -> Tool:
     """The compiler as ``kernelforge doctor`` shows it."""
     path = find()
     if path is None:
-        return Tool("nvcc", False, _MISSING)
+        return Tool("nvcc", False, MISSING)
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -126,7 +126,7 @@ def build(source: str, info: LaunchInfo, arch: str, directory: Path) -> None:
         raise CompileFailed(f"arch is {arch!r}; the CUDA backend compiles for {', '.join(ARCHS)}")
     nvcc = find()
     if nvcc is None:
-        raise CompilerMissing(_MISSING)
+        raise CompilerMissing(MISSING)
     (directory / SOURCE).write_text(source)
     to_ptx = ["-std=c++17", "-w", "-lineinfo", *EXACT_FLAGS, *arch_flags(arch, False), *include_flags()]
     _run(nvcc, [*to_ptx, "-ptx", SOURCE, "-o", PTX], info, directory)
@@ -158,7 +158,7 @@ def _run(nvcc: str, arguments: list[str], info: LaunchInfo, directory: Path) -> 
             errors="replace",
         )
     except OSError as error:
-        raise CompilerMissing(f"{nvcc} does not run ({error}); {_MISSING}") from error
+        raise CompilerMissing(f"{nvcc} does not run ({error}); {MISSING}") from error
     except subprocess.TimeoutExpired as error:
         raise CompileFailed(f"{nvcc} did not finish {info.entry} within {TIMEOUT:.0f} s") from error
     said = done.stdout + done.stderr

@@ -55,7 +55,11 @@ class Executable(Protocol):
     """A loaded kernel."""
 
     def __call__(self, *arguments: torch.Tensor) -> None:
-        """Run on tensors in the order of the kernel's signature; outputs are written in place."""
+        """Run on tensors in the order of the kernel's signature; outputs are written in place.
+
+        Raises:
+            TypeError, ValueError: tensors that :meth:`LaunchInfo.check` refuses.
+        """
 
 
 class Backend(ABC):

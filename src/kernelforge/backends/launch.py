@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 _DTYPE_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float16": 2, "bfloat16": 2}
 
@@ -97,6 +100,22 @@ class LaunchInfo:
             rounded=data["rounded"],
             extra=dict(data["extra"]),
         )
+
+    def check(self, tensors: Sequence[torch.Tensor]) -> None:
+        """What every launcher asks of its tensors: one for each argument, without gaps or permuted strides.
+
+        Raises:
+            TypeError: another number of tensors than the kernel takes.
+            ValueError: a tensor that is not contiguous; the message names the argument.
+        """
+        if len(tensors) != len(self.arguments):
+            raise TypeError(f"{self.entry} takes {len(self.arguments)} tensors, given {len(tensors)}")
+        for argument, tensor in zip(self.arguments, tensors, strict=True):
+            if not tensor.is_contiguous():
+                raise ValueError(
+                    f"{argument.name}: given {list(tensor.shape)} with strides {list(tensor.stride())}, wanted it "
+                    f"contiguous; pass {argument.name}.contiguous()"
+                )
 
     def extents(self) -> dict[str, tuple[int, int]]:
         """Where each dynamic extent is read: name -> (argument, axis)."""

@@ -56,7 +56,7 @@ def command(
         portable = lowering.trace(kernel.builder, dict(kernel.parameters))
         lowered = lowering.lower(portable, backend, arch, observe)
     out = console()
-    _summary(out, backend, arch, variant, dict(kernel.parameters), stages, lowered)
+    _summary(out, backend, arch, f"{op} ({variant})", dict(kernel.parameters), stages, lowered)
     if show_passes or show_diff:
         _stages(out, stages, show_passes, show_diff)
     if show_source:
@@ -64,6 +64,10 @@ def command(
 
         out.rule("generated source")
         out.print(Syntax(lowered.source, "cpp", background_color="default", word_wrap=True))
+    if not (show_passes or show_diff or show_source):
+        out.print(
+            "  --diff prints what each pass changed, --passes the whole IR after each, --source the generated code"
+        )
 
 
 def _arch(backend: Backend, given: str | None) -> str:
@@ -86,7 +90,7 @@ def _summary(
     out: Console,
     backend: Backend,
     arch: str,
-    variant: str,
+    name: str,
     parameters: dict[str, Any],
     stages: list[tuple[str, Any]],
     lowered: Lowered,
@@ -96,7 +100,7 @@ def _summary(
     from .terminal import table
 
     info = lowered.info
-    made = table(f"{info.entry} ({variant}) on {backend.name} {arch}", "what", "value")
+    made = table(f"{name} for {backend.name} {arch}", "what", "value")
     made.add_row("parameters", escape(", ".join(f"{name}={value}" for name, value in parameters.items())))
     for argument in info.arguments:
         made.add_row("argument", escape(f"{argument.name}: {argument.dtype}[{', '.join(map(str, argument.shape))}]"))
@@ -111,9 +115,9 @@ def _summary(
 
     steps = {step.__name__: (step.__doc__ or "").strip().splitlines()[0] for step in backend.passes(arch)}
     made = table("passes", "#", "pass", "what it does", "IR lines", right=("#", "IR lines"))
-    for i, (name, script) in enumerate(stages):
+    for i, (step, script) in enumerate(stages):
         made.add_row(
-            str(i), name, escape(steps.get(name, "the kernel as it was traced")), str(len(script.splitlines()))
+            str(i), step, escape(steps.get(step, "the kernel as it was traced")), str(len(script.splitlines()))
         )
     out.print(made)
 

@@ -7,7 +7,7 @@ from ..spec import OpSpec
 
 SPEC = OpSpec(
     name="compress",
-    summary="One entry per window of tokens: softmax over slots, RMS norm, RoPE; CSA (overlapping windows) and HCA",
+    summary="one entry per window of tokens: softmax over slots, RMS norm, RoPE; CSA (overlapping windows) and HCA",
     functions=("csa_compress", "hca_compress"),
     needs=frozenset({FP32_IEEE, INT32}),
     variants=("CSA", "HCA", "float32", "bfloat16"),
