@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=7, help="with a full cache")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     given = parser.parse_args()
-    report = Report("first_call", " ".join(["python benchmarks/first_call.py", *sys.argv[1:]]), given.device)
+    report = Report("first_call", f"python benchmarks/first_call.py --device {given.device}", given.device)
     report.notes += [
         "W4A4, M=1, N=64, K=32, in new processes, each part timed in the process.",
         f"Empty cache: one process, which compiles. Full cache: medians of {given.processes} processes; they start no "

@@ -72,7 +72,9 @@ def test_the_slope_is_what_an_entry_adds():
 
 def test_measured_rows_are_reported_and_plotted(tmp_path):
     shapes = (Shape(CSA.name, 4, 16, **SMALL), Shape("HCA", 8, 0, **SMALL))
-    made = report("typed", shapes=shapes, contexts=(40, 80), groups=1)
+    told: list[str] = []
+    made = report("typed", shapes=shapes, contexts=(40, 80), groups=1, observe=told.append)
+    assert told == ["CSA layer after 40 to 80 tokens", "HCA layer after 40 to 80 tokens"]
     assert [row.name for row in made.rows] == [f"{name}, {n} tokens" for name in ("CSA", "HCA") for n in (40, 80)]
     assert sum("adds" in note for note in made.notes) == 2
     plot_measured(made, tmp_path / "measured.svg")

@@ -46,8 +46,8 @@ def command() -> None:
     for _, device in devices:
         made.add_row(device.name, YES if device.available else NO, escape(device.detail))
     out.print(made)
-    for op, reason in _refusals(list(specs().values()), [backend for backend, _ in devices]):
-        out.print(f"  [red]{op}:[/] {escape(reason)}", highlight=False)
+    for name, reason in _refusals(list(specs().values()), [backend for backend, _ in devices]):
+        out.print(f"  [red]{name}:[/] {escape(reason)}", highlight=False)
     for plug_in in backends.broken():
         out.print(f"[red]backend {plug_in.name} does not load[/]; see kernelforge doctor")
 

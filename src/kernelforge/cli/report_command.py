@@ -51,14 +51,16 @@ def _measured(storage: str, picture: Path | None, threads: int | None, out: Path
 
     from ..longcontext.measure import report
     from ..longcontext.plot import plot_measured
-    from .terminal import console, show_report
+    from .terminal import console, progress, show_report
 
     if threads is not None:
         torch.set_num_threads(threads)
     typed = f"kernelforge report longcontext --measure --storage {storage}" + (
         f" --threads {threads}" if threads else ""
     )
-    made = report(typed, storage=storage)
+    with progress() as bar:
+        task = bar.add_task("longcontext", total=None)
+        made = report(typed, storage=storage, observe=lambda what: bar.update(task, description=what))
     screen = console()
     show_report(screen, "a decoded token in one layer, ms", made)
     written = list(made.write(out))

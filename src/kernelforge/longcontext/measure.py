@@ -101,8 +101,12 @@ def report(
     contexts: Sequence[int] = CONTEXTS,
     groups: int = GROUPS,
     clock: Callable[[], float] = time.perf_counter,
+    observe: Callable[[str], None] = lambda what: None,
 ) -> Report:
-    """Rows of :func:`decode_costs` for DeepSeek-V4-Flash's layers, and their slopes as notes."""
+    """Rows of :func:`decode_costs` for DeepSeek-V4-Flash's layers, and their slopes as notes.
+
+    ``observe`` is told which layer is measured.
+    """
     made = Report("longcontext", command, device)
     made.notes += [
         "One decoded token in one layer of V4-Flash's shape, after a synthetic context: milliseconds of each part, "
@@ -111,6 +115,7 @@ def report(
         "tokens; medians leave those tokens out.",
     ]
     for shape in shapes:
+        observe(f"{shape.name} layer after {min(contexts)} to {max(contexts)} tokens")
         costs = decode_costs(shape, contexts, groups, storage, device, clock)
         for cost in costs:
             values = {"ms": cost.total * 1e3} | {part: cost.of(part) * 1e3 for part in PARTS}
