@@ -69,9 +69,14 @@ def exchange(engine: Engine, counts, schedule, waves, fail_in=-1):
     rank = engine.transport.rank
     plan = WavePlan(counts, rank, 1 if schedule == "serial" else waves)
     stamp = Stamp(rank * plan.local, fail_in)
+    travelling = torch.from_numpy(plan.travelling)
     with engine.call():
-        results = engine.run(program(schedule, plan.waves), plan, ROW, lambda: rows_of(counts, rank), stamp, RESULT)
-    return results.view(torch.int32).clone(), stamp.seen
+        results = engine.run(
+            program(schedule, plan.waves), plan, ROW, lambda: rows_of(counts, rank)[travelling], stamp, RESULT
+        )
+    by_expert = torch.empty((plan.rows, RESULT // 4), dtype=torch.int32)
+    by_expert[travelling] = results.view(torch.int32)
+    return by_expert, stamp.seen
 
 
 @settings(max_examples=60, deadline=None)
@@ -316,3 +321,13 @@ def test_waves_hold_about_equal_costs_and_every_expert_once():
             mine = counts[:, 12 * rank : 12 * (rank + 1)].sum(0)
             assert sum(sizes) == mine.sum() == plan.hosted
             assert max(sizes) <= mine.sum() / 4 + mine.max()
+            assert sorted(plan.travelling) == list(range(counts[rank].sum()))
+
+
+def test_experts_that_others_wait_for_come_first():
+    counts = np.array([[0, 2, 1, 0, 3, 0], [4, 0, 1, 0, 3, 2]])  # rank 0 has experts 0 to 2, rank 1 has 3 to 5
+    plans = [WavePlan(counts, rank, 3) for rank in range(2)]
+    assert [np.diff(plans[0].offsets(wave)).tolist() for wave in range(3)] == [[4, 0, 0], [0, 0, 2], [0, 2, 0]]
+    # Rank 1 has rows for two experts only.
+    assert [np.diff(plans[1].offsets(wave)).tolist() for wave in range(3)] == [[0, 6, 0], [0, 0, 2], [0, 0, 0]]
+    assert plans[0].travelling.tolist() == [2, 0, 1, 3, 4, 5]  # expert 2, expert 1; then rank 1's expert 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,14 +16,12 @@ from .transport import AGREE, Exchange, Message, Transport
 from .waves import peers
 
 _MAGIC = 0x6B66_6D6F_6532
-_WORDS = 96
-_TEXT = 256
-_FIELDS = 24
-_RATES = 8
+_HEAD, _RATES = 4, 8
+"""Words: the magic number, the call's number, whether the sender cannot go on, a digest of the fields; rates."""
+_FIELDS, _TEXT = 24, 256
 EXPERTS = 512
-"""Counts in the first message, which has one size: a rank can wait for it before it knows of the next call. More
-experts take a second one."""
-_BYTES = 8 * _WORDS + 4 * EXPERTS
+"""Counts in the first message of a connection; then it has as many as the last call did. So its size is known before
+the call is, and a rank can wait for it. More experts take a second message."""
 
 
 class Agreement(NamedTuple):
@@ -44,6 +43,7 @@ class Agreeing:
     def __init__(self, transport: Transport, device: torch.device, timeout: float) -> None:
         self._transport, self._device, self._timeout = transport, device, timeout
         self._others = peers(transport.rank, transport.size)
+        self._room = EXPERTS
         self._expected: tuple[Exchange, dict[int, torch.Tensor]] | None = None
         self._sending: tuple[Exchange, torch.Tensor] | None = None
 
@@ -68,32 +68,41 @@ class Agreeing:
             PeerRefused: another rank cannot go on, or was called otherwise.
             PeerLost: a rank did not answer.
         """
-        mine = _pack(call, fields, counts, rates, problem)
-        everything = self._everyone(mine)
-        heads = [data[: 8 * _WORDS].view(np.int64) for data in everything]
-        _compare(self._transport.rank, heads, call, fields)
-        found = [data[8 * _WORDS :].view(np.int32)[: counts.size] for data in everything]
-        if counts.size > EXPERTS and not problem:
-            rest = self._exchange(counts[EXPERTS:].astype(np.int32).view(np.uint8))
+        numbers = np.array([*fields.values(), counts.size], dtype=np.int64)
+        everything = self._everyone(_first(call, numbers, counts[: self._room], self._room, rates, problem))
+        heads = np.stack([data[: 8 * (_HEAD + _RATES)].view(np.int64) for data in everything])
+        rank = self._transport.rank
+        _same_call(rank, heads, call)
+        if heads[:, 2].any() or (heads[:, 3] != heads[0, 3]).any():  # all ranks see it, so all say more
+            details = self._exchange(_details(numbers, problem))
+            if problem:
+                return Agreement(np.zeros((0, 0), dtype=np.int64), ())
+            _explain(rank, details, {**fields, "experts": counts.size})
+        found = [data[8 * (_HEAD + _RATES) :].view(np.int32)[: counts.size] for data in everything]
+        if counts.size > self._room:
+            rest = self._exchange(counts[self._room :].astype(np.int32).view(np.uint8))
             found = [np.concatenate([first, more.view(np.int32)]) for first, more in zip(found, rest, strict=True)]
-        largest = np.stack([head[3 + _FIELDS : 3 + _FIELDS + _RATES].view(np.float64) for head in heads]).max(0)
+        self._room = min(counts.size, EXPERTS)
+        if self._transport.early and self._others:
+            self._expected = self._expect(8 * (_HEAD + _RATES) + 4 * self._room)
+        largest = heads[:, _HEAD:].view(np.float64).max(0)
         return Agreement(np.stack(found).astype(np.int64), tuple(largest[: len(rates)].tolist()))
 
     def _everyone(self, mine: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        """The first messages of all ranks; the next call's are waited for from now on."""
+        """The first messages of all ranks."""
         if not self._transport.early or not self._others:
             return self._exchange(mine)
         deadline = time.monotonic() + self._timeout
         if self._sending is not None:  # the last call's; nothing waits for it sooner
             self._sending[0].sent(deadline)
-        exchange, incoming = self._expected or self._expect(mine.size)
+        (exchange, incoming), self._expected = self._expected or self._expect(mine.size), None
         outgoing = torch.from_numpy(mine).to(self._device)
         self._sending = self._transport.post(AGREE, [Message(p, outgoing) for p in self._others], []), outgoing
         exchange.received(deadline)
-        self._expected = self._expect(mine.size)
         return self._in_order(mine, incoming)
 
     def _expect(self, nbytes: int) -> tuple[Exchange, dict[int, torch.Tensor]]:
+        """Wait for the first messages of the next call from now on."""
         incoming = self._space(nbytes)
         return self._transport.post(AGREE, [], [Message(p, data) for p, data in incoming.items()]), incoming
 
@@ -115,35 +124,47 @@ class Agreeing:
         return [mine if r == self._transport.rank else incoming[r].cpu().numpy() for r in ranks]
 
 
-def _pack(
-    call: int, fields: Mapping[str, int], counts: NDArray[np.int64], rates: Sequence[float], problem: str
+def _first(
+    call: int,
+    fields: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    room: int,
+    rates: Sequence[float],
+    problem: str,
 ) -> NDArray[np.uint8]:
-    packed = np.zeros(_BYTES, dtype=np.uint8)
-    head, tail = packed[: 8 * _WORDS].view(np.int64), packed[8 * _WORDS :].view(np.int32)
-    head[:3] = _MAGIC, call, len(problem.encode()[:_TEXT])
-    head[3 : 3 + len(fields)] = list(fields.values())
-    head[3 + _FIELDS : 3 + _FIELDS + len(rates)] = np.asarray(rates, dtype=np.float64).view(np.int64)
-    said = np.frombuffer(problem.encode()[:_TEXT], dtype=np.uint8)
-    head[-_TEXT // 8 :].view(np.uint8)[: said.size] = said
-    tail[: counts.size] = counts[:EXPERTS]
+    packed = np.zeros(8 * (_HEAD + _RATES) + 4 * room, dtype=np.uint8)
+    words = packed[: 8 * (_HEAD + _RATES)].view(np.int64)
+    digest = hashlib.blake2b(fields.tobytes(), digest_size=8).digest()
+    words[:_HEAD] = _MAGIC, call, bool(problem), int.from_bytes(digest, "little", signed=True)
+    words[_HEAD : _HEAD + len(rates)].view(np.float64)[:] = rates
+    packed[8 * (_HEAD + _RATES) :].view(np.int32)[: counts.size] = counts
     return packed
 
 
-def _compare(rank: int, heads: Sequence[NDArray[np.int64]], call: int, fields: Mapping[str, int]) -> None:
+def _details(fields: NDArray[np.int64], problem: str) -> NDArray[np.uint8]:
+    packed = np.zeros(8 * _FIELDS + _TEXT, dtype=np.uint8)
+    packed[: 8 * fields.size].view(np.int64)[:] = fields
+    said = np.frombuffer(problem.encode()[:_TEXT], dtype=np.uint8)
+    packed[8 * _FIELDS :][: said.size] = said
+    return packed
+
+
+def _same_call(rank: int, heads: NDArray[np.int64], call: int) -> None:
     for peer, head in enumerate(heads):
-        if peer == rank:
-            continue
         if head[0] != _MAGIC:
             raise MoeCommunicationError(f"rank {peer} sent something else where a call begins")
-        if head[2]:
-            said = head[-_TEXT // 8 :].tobytes()[: int(head[2])].decode(errors="replace")
-            raise PeerRefused(f"rank {peer} refused this call: {said}")
-    for peer, head in enumerate(heads):
         if head[1] != call:
             raise MoeCommunicationError(f"rank {peer} is at its call {int(head[1])}, rank {rank} at its call {call}")
-        for index, (name, value) in enumerate(fields.items()):
-            if head[3 + index] != value:
+
+
+def _explain(rank: int, details: Sequence[NDArray[np.uint8]], fields: Mapping[str, int]) -> None:
+    """Raise what another rank's details say."""
+    for peer, detail in enumerate(details):
+        if said := detail[8 * _FIELDS :].tobytes().rstrip(b"\0").decode(errors="replace"):
+            raise PeerRefused(f"rank {peer} refused this call: {said}")
+    for peer, detail in enumerate(details):
+        for value, (name, own) in zip(detail[: 8 * _FIELDS].view(np.int64), fields.items(), strict=False):
+            if value != own:
                 raise PeerRefused(
-                    f"{name}: {value} on rank {rank}, {int(head[3 + index])} on rank {peer}; "
-                    "all ranks must be called alike"
+                    f"{name}: {own} on rank {rank}, {int(value)} on rank {peer}; all ranks must be called alike"
                 )

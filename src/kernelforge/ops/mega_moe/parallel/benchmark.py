@@ -175,8 +175,8 @@ class _Layer:
         for _ in range(rounds):
             for waves in (1, *WAVES):
                 dist.barrier(self.group)
-                results, plan = travel(opened, self.operands, self.experts, waves, "waves", passage)
-                local.combine(results.view(torch.float32), plan.inverse)
+                results, rows = travel(opened, self.operands, self.experts, waves, "waves", passage)
+                local.combine(results.view(torch.float32), rows.inverse)
         return _mean(self.group, passage.counted.costs())
 
 

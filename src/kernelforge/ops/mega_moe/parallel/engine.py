@@ -147,7 +147,7 @@ class Engine:
             steps: the program.
             plan: the same on all ranks.
             row_bytes: bytes of a row on its way to an expert.
-            pack: gives the rows, uint8 [plan.rows, row_bytes], sorted by expert; not to be changed before this returns.
+            pack: gives the rows, uint8 [plan.rows, row_bytes], as they travel; not to be changed before this returns.
                 Called once other ranks' messages are waited for.
             compute: what to do with a wave.
             result_bytes: bytes of a row that comes back.
@@ -210,8 +210,12 @@ class Engine:
         if self._failure is not None:
             raise self._failure
 
-    def perform(self, job: Callable[[], None]) -> None:
-        """Do a job on the communication thread and return when it is done; raises as :meth:`until`."""
+    def perform(self, job: Callable[[], None], meanwhile: Callable[[], None] | None = None) -> None:
+        """Do a job on the communication thread, ``meanwhile`` on this one; return when both are done.
+
+        Raises:
+            MoeCommunicationError: as :meth:`until`; or whatever ``meanwhile`` raised.
+        """
         done: list[bool] = []
 
         def noted() -> None:
@@ -220,6 +224,8 @@ class Engine:
 
         with self.guarded():
             self.submit(noted)
+            if meanwhile is not None:
+                meanwhile()
             self.until(lambda: bool(done))
 
     def _fail(self, error: BaseException) -> None:

@@ -18,7 +18,7 @@ from ...support import expect, meta
 from .. import gradient, local
 from ..schedule import dispatch_row, result_row
 from .engine import Arrived, Compute
-from .layer import Experts, Tokens, check, forward, pack, travel, unpack
+from .layer import Experts, Tokens, check, forward, quantized, travel, unpack
 from .measured import Measured
 from .session import Session, session
 
@@ -53,12 +53,11 @@ def backward(
 ) -> Gradients:
     """Gradients of :func:`.layer.forward`; all ranks of the session must call, and raise as it does."""
     passage = _Backward(grad, tokens, experts, weights)
-    results, plan = travel(opened, tokens, experts, waves, schedule, passage)
+    results, rows = travel(opened, tokens, experts, waves, schedule, passage)
     found = results.view(torch.float32)
     grad_weight = torch.zeros_like(tokens.topk_weight)
-    pair = plan.order[: found.shape[0]].long()
-    grad_weight.view(-1)[pair] = found[:, -1]
-    grad_x = local.combine(found[:, :-1].contiguous(), plan.inverse, experts.backend)
+    grad_weight.view(-1)[rows.pair] = found[:, -1]
+    grad_x = local.combine(found[:, :-1].contiguous(), rows.inverse, experts.backend)
     return Gradients(grad_x, grad_weight, *(passage.of_weights or (None, None)))
 
 
@@ -83,9 +82,9 @@ class _Backward:
         x = self._tokens.x
         expect("grad", meta(self._grad), (torch.bfloat16,), tuple(x.shape), x.device)
 
-    def pack(self, session: Session, plan: local.Plan) -> torch.Tensor:
+    def tokens(self, session: Session) -> torch.Tensor:
         grad = self._grad if len(self._grad) else self._grad.new_empty(self._grad.shape)  # strides of no rows are any
-        return pack(session, self._tokens, plan, self._experts.backend, grad.view(torch.uint8))
+        return quantized(session.engine.buffers, self._tokens.x, self._experts.backend, grad.view(torch.uint8))
 
     def compute(self, session: Session, measured: Measured) -> Compute:
         return _Compute(session, self._experts, measured, self.of_weights)

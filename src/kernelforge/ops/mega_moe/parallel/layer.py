@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -54,6 +55,18 @@ class Tokens(NamedTuple):
     topk_weight: torch.Tensor
 
 
+class Rows(NamedTuple):
+    """This rank's rows in the order in which they travel.
+
+    Attributes:
+        pair: int64 [rows]: ``token * k + slot`` of each.
+        inverse: int32 [T, k]: the row of each pair, -1 where it is dropped.
+    """
+
+    pair: torch.Tensor
+    inverse: torch.Tensor
+
+
 class Passage(Protocol):
     """One direction of a layer: what its rows hold on their way to an expert and back, and what is done with them."""
 
@@ -65,8 +78,8 @@ class Passage(Protocol):
     def check(self) -> None:
         """Raise ``TypeError`` or ``ValueError`` if this rank's arguments are wrong."""
 
-    def pack(self, session: Session, plan: local.Plan) -> torch.Tensor:
-        """This rank's rows, sorted by expert: uint8 [rows, row_bytes]."""
+    def tokens(self, session: Session) -> torch.Tensor:
+        """What a row of each token holds, but for the weight: uint8 [T, row_bytes]. Made while ranks agree."""
 
     def compute(self, session: Session, measured: Measured) -> Compute:
         """What is done with a wave."""
@@ -74,11 +87,11 @@ class Passage(Protocol):
 
 def travel(
     opened: Session, tokens: Tokens, experts: Experts, waves: int | str, schedule: str, passage: Passage
-) -> tuple[torch.Tensor, local.Plan]:
+) -> tuple[torch.Tensor, Rows]:
     """Send rows to their experts' ranks and fetch what becomes of them; all ranks of the session must call.
 
     Returns:
-        uint8 [rows, result_bytes], valid until the next call, and the plan that sorted this rank's rows.
+        uint8 [rows, result_bytes], valid until the next call, and which rows they are.
 
     Raises:
         TypeError, ValueError: this rank's arguments are wrong; the other ranks are told and raise :class:`PeerRefused`.
@@ -98,7 +111,10 @@ def travel(
             counts = np.diff(plan.offsets.cpu().numpy()).astype(np.int64)
         except Exception as error:
             problem = error
-        agreed = _agree(opened, call, fields, counts, measured.costs(), problem)
+        made: list[torch.Tensor] = []
+        agreed = _agree(
+            opened, call, fields, counts, measured.costs(), problem, lambda: made.append(passage.tokens(opened))
+        )
         assert plan is not None
         costs = agreed.rates[0], agreed.rates[1], agreed.rates[2]
         asked = wave_argument(waves)
@@ -110,19 +126,28 @@ def travel(
         )
         with engine.guarded():
             compute = passage.compute(opened, measured)
-        pack = functools.partial(passage.pack, opened, plan)
+            rows = _rows(plan, cut)
+        pack = functools.partial(_pack, opened.engine.buffers, made[0], tokens.topk_weight, rows, experts.hidden)
         steps = program(schedule, cut.waves)
         results = engine.run(steps, cut, passage.row_bytes, pack, compute, passage.result_bytes)
         measured.add_handling(engine.handling / cut.waves)
-        return results, plan
+        return results, rows
+
+
+def _rows(plan: local.Plan, cut: WavePlan) -> Rows:
+    travelling = torch.from_numpy(cut.travelling).to(plan.order.device)
+    pair = plan.order[travelling].long()
+    inverse = torch.full_like(plan.inverse, -1)
+    inverse.view(-1)[pair] = torch.arange(pair.shape[0], dtype=torch.int32, device=pair.device)
+    return Rows(pair, inverse)
 
 
 def forward(
     opened: Session, tokens: Tokens, experts: Experts, waves: int | str = "auto", schedule: str = "waves"
 ) -> torch.Tensor:
     """The layer's output for this rank's tokens, ``bfloat16`` [T, hidden]; raises as :func:`travel`."""
-    results, plan = travel(opened, tokens, experts, waves, schedule, Forward(tokens, experts))
-    return local.combine(results.view(torch.float32), plan.inverse, experts.backend)
+    results, rows = travel(opened, tokens, experts, waves, schedule, Forward(tokens, experts))
+    return local.combine(results.view(torch.float32), rows.inverse, experts.backend)
 
 
 class Forward:
@@ -137,8 +162,8 @@ class Forward:
     def check(self) -> None:
         check(self._tokens, self._experts)
 
-    def pack(self, session: Session, plan: local.Plan) -> torch.Tensor:
-        return pack(session, self._tokens, plan, self._experts.backend)
+    def tokens(self, session: Session) -> torch.Tensor:
+        return quantized(session.engine.buffers, self._tokens.x, self._experts.backend)
 
     def compute(self, session: Session, measured: Measured) -> Compute:
         return _Compute(session, self._experts, measured)
@@ -180,7 +205,9 @@ def _agree(
     counts: Any,
     costs: tuple[float, float, float],
     problem: Exception | None,
+    meanwhile: Callable[[], None],
 ) -> Agreement:
+    """What all ranks know; ``meanwhile`` is done while their messages travel, unless this rank cannot go on."""
     engine = session.engine
     rates = (*costs, session.seconds_per_byte, session.latency)
     said = "" if problem is None else f"{type(problem).__name__}: {problem}"
@@ -192,7 +219,7 @@ def _agree(
         except PeerRefused as refused:
             outcome.append(refused)
 
-    engine.perform(exchange)
+    engine.perform(exchange, None if problem else meanwhile)
     if problem is not None:  # this rank's own reason comes first
         raise problem
     if isinstance(outcome[0], PeerRefused):
@@ -200,14 +227,12 @@ def _agree(
     return outcome[0]
 
 
-def pack(
-    session: Session, tokens: Tokens, plan: local.Plan, backend: str | None, beside: torch.Tensor | None = None
+def quantized(
+    buffers: Buffers, x: torch.Tensor, backend: str | None, beside: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """This rank's rows as they travel, sorted by expert: MXFP8 elements, scales, the weight in four bytes; and then the
-    token's row of ``beside``, uint8 [T, any multiple of 4]."""
-    buffers = session.engine.buffers
-    x, _, topk_weight = tokens
-    hidden, slots = x.shape[1], max(topk_weight.shape[1], 1)
+    """Each token as its rows travel: MXFP8 elements, scales, four bytes for the weight; and then the token's row of
+    ``beside``, uint8 [T, any multiple of 4]."""
+    hidden = x.shape[1]
     head = dispatch_row(hidden)
     codes, scale = quantize_mxfp8(x, backend=backend)
     wide = buffers.take("tokens", x.shape[0], head + (0 if beside is None else beside.shape[1]))
@@ -215,11 +240,15 @@ def pack(
     wide[:, hidden : hidden + scale.shape[1]] = scale
     if beside is not None:
         wide[:, head:] = beside
-    pair = plan.order[: int(plan.offsets[-1])].long()
-    rows = buffers.take("packed", pair.shape[0], wide.shape[1])
-    torch.index_select(wide, 0, pair // slots, out=rows)
-    rows.view(torch.float32)[:, head // 4 - 1] = topk_weight.flatten()[pair]
-    return rows
+    return wide
+
+
+def _pack(buffers: Buffers, wide: torch.Tensor, topk_weight: torch.Tensor, rows: Rows, hidden: int) -> torch.Tensor:
+    """This rank's rows as they travel: each its token's, and its weight."""
+    packed = buffers.take("packed", rows.pair.shape[0], wide.shape[1])
+    torch.index_select(wide, 0, rows.pair // max(topk_weight.shape[1], 1), out=packed)
+    packed.view(torch.float32)[:, dispatch_row(hidden) // 4 - 1] = topk_weight.flatten()[rows.pair]
+    return packed
 
 
 class Unpacked(NamedTuple):
@@ -232,7 +261,7 @@ class Unpacked(NamedTuple):
 
 
 def unpack(buffers: Buffers, arrived: Arrived, hidden: int) -> Unpacked:
-    """The rows that :func:`pack` packed; valid until the next wave's are unpacked."""
+    """The rows that :func:`_pack` packed; valid until the next wave's are unpacked."""
     rows = arrived.rows
     count, scales, head = rows.shape[0], hidden // local.BLOCK, dispatch_row(hidden)
     x = buffers.take("x", count, hidden)
