@@ -151,7 +151,7 @@ def test_take_sliced_dot_golden() -> None:
         f'T.call_extern("int32", "kf_checked", T.call_extern("int32", "{MICROKERNEL}", '
         "T.address_of(acc[0, 0]), T.int64(16), T.address_of(x_tile[0, 0]), T.int64(128), T.address_of(w_exponent[0]), "
         "T.address_of(buffer[0, 0]), T.address_of(buffer_1[0, 0]), T.address_of(buffer_2[0, 0]), T.int64(128), "
-        "32, 16, 128, 2))"
+        "32, 16, 128, 0, 2, 4))"
     ]
     assert not [line for line in _lines(after) if "T.gemm" in line or "kf.composite" in line]
 

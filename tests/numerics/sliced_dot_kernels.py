@@ -32,8 +32,8 @@ def whole_rows(M, N, K, dtype):
     return main
 
 
-def by_chunks(M, N, K, x_dtype):
-    """out = X W^T with float32 weights, chunk by chunk."""
+def by_chunks(M, N, K, x_dtype, slices=None, ranks=None):
+    """out = X W^T with float32 weights, chunk by chunk; ``slices`` of X and ``ranks`` as ``sliced_dot_accumulate``."""
     length = chunk_length(K, x_dtype, "float32")
 
     @T.prim_func
@@ -50,7 +50,7 @@ def by_chunks(M, N, K, x_dtype):
                 T.copy(X[bx * M, chunk * length], x_tile)
                 T.copy(W[bx * N, chunk * length], w_tile)
                 cut(w_tile, "float32", w, w_exponent)
-                sliced_dot_accumulate(acc, x_tile, x_dtype, w, w_exponent, N)
+                sliced_dot_accumulate(acc, x_tile, x_dtype, w, w_exponent, N, slices, ranks)
             T.copy(acc, out[bx * M, 0])
 
     return main

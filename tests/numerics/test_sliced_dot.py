@@ -22,7 +22,8 @@ DEVICES = [
     for d in owner.devices()
     if d.available and (d.virtual or owner.tensor_device == "cpu")
 ]
-SLICES = {"bfloat16": 2, "float32": 3}
+KINDS = (("bfloat16", 2, 4), ("float32", 3, 5), ("bfloat16", 3, 3), ("float32", 3, 3))
+"""Types of rows that meet float32 weights, their slices, and the ranks of slice products that are kept."""
 NAN = np.array(0x7FC00000, np.uint32).view(np.float32)
 M, N = 32, 16
 
@@ -51,19 +52,21 @@ def _rows(rng: np.random.Generator, rows: int, columns: int, dtype: str) -> np.n
     return x if dtype == "float32" else bf16.encode(x)
 
 
-def _expected(a: np.ndarray, b: np.ndarray, a_dtype: str, b_dtype: str, length: int) -> np.ndarray:
+def _expected(
+    a: np.ndarray, b: np.ndarray, dtypes: tuple[str, str], slices: tuple[int, int], ranks: int, length: int
+) -> np.ndarray:
     """The definition of ``numerics.window`` on each chunk; a chunk with an infinity or a NaN is NaN."""
     total = np.zeros((a.shape[0], b.shape[0]), np.float32)
     with np.errstate(all="ignore"):
         for start in range(0, a.shape[1], length):
             operands, usable = [], []
-            for stored, dtype in ((a, a_dtype), (b, b_dtype)):
+            for stored, dtype, count in zip((a, b), dtypes, slices, strict=True):
                 x = stored[:, start : start + length]
                 x = bf16.decode(x) if dtype == "bfloat16" else x
                 x = np.where(np.abs(x) < np.float32(2.0**-50), np.float32(0), x)
                 usable.append(np.isfinite(x).all(-1))
-                operands.append(window.window(np.where(usable[-1][:, None], x, np.float32(0)), SLICES[dtype]))
-            total = total + np.where(usable[0][:, None] & usable[1], window.sliced_dot(*operands), NAN)
+                operands.append(window.window(np.where(usable[-1][:, None], x, np.float32(0)), count))
+            total = total + np.where(usable[0][:, None] & usable[1], window.sliced_dot(*operands, ranks=ranks), NAN)
     return total
 
 
@@ -87,26 +90,26 @@ def test_whole_rows_have_the_definition_s_bits(device: str) -> None:
     rng = np.random.default_rng(1)
     a, b = _rows(rng, M, 512, "bfloat16"), _rows(rng, N, 512, "bfloat16")
     out = _run(device, "whole_rows", a, b, dtype="bfloat16")
-    _same(out, _expected(a, b, "bfloat16", "bfloat16", 512))
+    _same(out, _expected(a, b, ("bfloat16", "bfloat16"), (2, 2), 3, 512))
 
 
-def by_chunks_has_the_definition_s_bits(device: str, x_dtype: str = "bfloat16") -> None:
+def by_chunks_has_the_definition_s_bits(device: str, x_dtype: str, slices: int, ranks: int) -> None:
     rng = np.random.default_rng(3)
     x, w = _rows(rng, M, 640, x_dtype), _rows(rng, N, 640, "float32")
-    out = _run(device, "by_chunks", x, w, x_dtype=x_dtype)
-    _same(out, _expected(x, w, x_dtype, "float32", 128))
+    out = _run(device, "by_chunks", x, w, x_dtype=x_dtype, slices=slices, ranks=ranks)
+    _same(out, _expected(x, w, (x_dtype, "float32"), (slices, 3), ranks, 128))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("x_dtype", ["bfloat16", "float32"])
-def test_chunks_are_added_ascending(device: str, x_dtype: str) -> None:
-    by_chunks_has_the_definition_s_bits(device, x_dtype)
+@pytest.mark.parametrize(("x_dtype", "slices", "ranks"), KINDS)
+def test_chunks_are_added_ascending(device: str, x_dtype: str, slices: int, ranks: int) -> None:
+    by_chunks_has_the_definition_s_bits(device, x_dtype, slices, ranks)
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512bf16", "avx512vnni", "neon"])
 def test_every_instruction_set_of_the_cpu_gives_the_same_bits(isa: str) -> None:
     """The choice is made once per process, so each runs in one of its own."""
-    program = "import test_sliced_dot as t; t.by_chunks_has_the_definition_s_bits('cpu')"
+    program = "import test_sliced_dot as t; [t.by_chunks_has_the_definition_s_bits('cpu', *k) for k in t.KINDS]"
     environment = {**os.environ, "KERNELFORGE_CPU_ISA": isa}
     here = Path(__file__).parent
     done = subprocess.run(

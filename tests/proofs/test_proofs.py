@@ -103,6 +103,8 @@ def test_the_sliced_dots_proofs_speak_of_the_constants_in_use():
     for (a, b), length in sliced_dot.WHOLE_ROWS.items():
         assert window.chunk_length(length, a, b) == length
         assert window.chunk_length(length + 1, a, b) == window.CHUNK
+    for (a, b, ranks), unit in sliced_dot.UNITS.items():
+        assert window.unit_of(a, b, ranks) == unit
     assert 2.0**sliced_dot.SMALLEST_EPS == SMALLEST_EPS
 
 

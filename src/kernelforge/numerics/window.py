@@ -81,31 +81,45 @@ def scale_by_power_of_two(x: NDArray[np.float32], exponent: NDArray[np.int32]) -
         return np.where(small, np.float32(0), np.ldexp(x, np.where(small, 0, exponent)).astype(np.float32))
 
 
-def sliced_dot(a: Window, b: Window) -> NDArray[np.float32]:
+def ranks_of(slices_a: int, slices_b: int) -> int:
+    """Different weights of slice products."""
+    return slices_a + slices_b - 1
+
+
+def unit_of(slices_a: int, slices_b: int, ranks: int) -> int:
+    """-log2 of the lowest of ``ranks`` weights under exponents 0: 30 for two slices each, for three with 3 ranks."""
+    return (8 * slices_a - 1) + (8 * slices_b - 1) - 8 * (ranks_of(slices_a, slices_b) - ranks)
+
+
+def sliced_dot(a: Window, b: Window, *, ranks: int | None = None) -> NDArray[np.float32]:
     """float32 [M, N] of one chunk: ``a`` windows [M, L], ``b`` windows [N, L].
 
     Slice products of equal weight are summed exactly; the sums are joined from the highest weight down, one float32
     addition each, and scaled by a power of two: ``((hh * 65536 + hl * 256) + ll) * 2^(ea + eb - 30)`` for two slices.
 
+    Args:
+        a, b: from :func:`window`.
+        ranks: how many weights are kept, from the highest down; None keeps all. 3 of three slices against three are
+            ``((hh * 65536 + (hm + mh) * 256) + (hl + mm + lh)) * 2^(ea + eb - 30)``.
+
     Raises:
         ValueError: L is so long that a sum might pass 2^24.
     """
     length = a.q.shape[-1]
-    classes = a.slices + b.slices - 1
-    sums = [np.zeros((a.q.shape[0], b.q.shape[0]), np.float64) for _ in range(classes)]
-    bounds = [0] * classes
+    ranks = ranks_of(a.slices, b.slices) if ranks is None else ranks
+    sums = [np.zeros((a.q.shape[0], b.q.shape[0]), np.float64) for _ in range(ranks)]
+    bounds = [0] * ranks
     for i, slice_a in enumerate(split(a.q, a.slices)):
-        for j, slice_b in enumerate(split(b.q, b.slices)):
+        for j, slice_b in enumerate(split(b.q, b.slices)[: ranks - i]):
             sums[i + j] += slice_a.astype(np.float64) @ slice_b.astype(np.float64).T
             bounds[i + j] += length * (127 if i == 0 else 128) * (127 if j == 0 else 128)
     if max(bounds) > _EXACT_FLOAT32:
         raise ValueError(f"chunks of {length} elements do not fit 24 bits; see chunk_length()")
     total = np.zeros_like(sums[0], np.float32)
     for rank, exact in enumerate(sums):
-        weight = np.float32(256 ** (classes - 1 - rank))
-        total = total + exact.astype(np.float32) * weight
-    exponent = a.exponent[:, None] + b.exponent[None, :] - (8 * a.slices - 1) - (8 * b.slices - 1)
-    return scale_by_power_of_two(total, exponent)
+        total = total + exact.astype(np.float32) * np.float32(256 ** (ranks - 1 - rank))
+    unit = unit_of(a.slices, b.slices, ranks)
+    return scale_by_power_of_two(total, a.exponent[:, None] + b.exponent[None, :] - unit)
 
 
 def dot(a: NDArray[np.float32], b: NDArray[np.float32], slices_a: int = 2, slices_b: int = 2) -> NDArray[np.float32]:

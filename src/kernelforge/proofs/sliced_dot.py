@@ -13,6 +13,9 @@ EXPONENTS = (-49, 129)
 """Of windows: amax is in [2^-50, 2^128)."""
 SMALLEST_READ, SMALLEST_EPS = -50, -20
 
+UNITS = {(2, 2, 3): 30, (3, 3, 5): 46, (3, 3, 3): 30}
+"""-log2 of the lowest weight under exponents 0, by the numbers of slices and of ranks that are kept."""
+
 _FLOAT = z3.Float32()
 
 
@@ -43,7 +46,7 @@ def _classes() -> list[Theorem]:
 def _scaling() -> list[Theorem]:
     bits, a, b = z3.BitVecs("bits a b", 32)
     found = []
-    for slices, unit in ((2, 30), (3, 46)):
+    for (slices, _, ranks), unit in UNITS.items():
         places = a + b - unit
         magnitude = bits & 0x7FFFFFFF
         field = (magnitude >> 23) + places
@@ -57,8 +60,8 @@ def _scaling() -> list[Theorem]:
         inside = z3.And(field >= 27, field <= 254)
         found.append(
             Theorem(
-                f"scaling_{slices}",
-                f"moving the exponent of a total of {slices} slices multiplies it by the power of two",
+                f"scaling_{slices}_{ranks}",
+                f"moving the exponent of a total of {slices} slices, {ranks} ranks multiplies it by the power of two",
                 premises,
                 z3.Implies(
                     inside,
@@ -67,6 +70,22 @@ def _scaling() -> list[Theorem]:
             )
         )
     return found
+
+
+def _left_out() -> list[Theorem]:
+    """Of three slices against three, the products of the two lowest weights: 2^-38 and 2^-46 under exponents 0."""
+    ml, lm, ll = z3.Ints("ml lm ll")
+    limit = 128 * 128
+    total = 256 * (ml + lm) + ll
+    return [
+        Theorem(
+            "left_out",
+            "what three ranks of a product of two windows of three slices leave out is below 2^-22 under exponents 0, "
+            "where windows go up to 1",
+            [z3.And(p <= limit, p >= -limit) for p in (ml, lm, ll)],
+            z3.And(total < 2 ** (46 - 22), total > -(2 ** (46 - 22))),
+        )
+    ]
 
 
 def _products() -> list[Theorem]:
@@ -127,7 +146,7 @@ def _on_grid(bits: z3.BitVecRef) -> z3.BoolRef:
 
 def theorems() -> list[Theorem]:
     """Sums of slice products, their scaling, products of values as read, entries of Sinkhorn's iterates."""
-    return [*_classes(), *_scaling(), *_products()]
+    return [*_classes(), *_scaling(), *_left_out(), *_products()]
 
 
 if __name__ == "__main__":

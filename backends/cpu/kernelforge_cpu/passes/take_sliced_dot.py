@@ -11,6 +11,8 @@ from .sources import checked, tile_address
 
 NAME = "sliced_dot_accumulate"
 MICROKERNEL = "kf_sliced_dot_accumulate"
+KINDS = ((False, 2, 4), (True, 3, 5), (False, 3, 3), (True, 3, 3))
+"""What the microkernel knows: whether rows are float32, their slices, the ranks of slice products that are kept."""
 
 
 def _stride(tile: Any) -> Any:
@@ -20,11 +22,12 @@ def _stride(tile: Any) -> Any:
 def _call(composite: Composite) -> Any:
     acc, x, w_exponent, *w = (operand.buffer for operand in composite.operands)
     parameters = composite.parameters
-    if parameters["w_slices"] != 3:
+    kind = (str(x.dtype) == "float32", parameters["x_slices"], parameters["ranks"])
+    if parameters["w_slices"] != 3 or kind not in KINDS:
         return None
     arguments = [tile_address(acc), _stride(acc), tile_address(x), _stride(x), tile_address(w_exponent)]
     arguments += [tile_address(slices) for slices in w]
-    sizes = (x.shape[0], parameters["columns"], x.shape[1], parameters["x_slices"])
+    sizes = (x.shape[0], parameters["columns"], x.shape[1], *kind)
     return checked(MICROKERNEL, [*arguments, _stride(w[0]), *(tirx.IntImm("int32", int(size)) for size in sizes)])
 
 

@@ -1,7 +1,7 @@
 """Fixed-point dots of BF16 and float32 operands (contract C4) as TileLang macros; the twins of ``numerics/window.py``.
 
-A chunk of rows is cut once into int8 slices under one exponent per row (:func:`cut`: two slices of BF16, three of
-float32), and meets another in exact integer dots (:func:`sliced_dot`)::
+A chunk of rows is cut once into int8 slices under one exponent per row (:func:`cut`: two slices of BF16 as a rule,
+three of float32), and meets another in exact integer dots (:func:`sliced_dot`)::
 
     a = [T.alloc_shared((m, L), "int8") for _ in range(2)]
     a_exponent = T.alloc_shared((m,), "int32")
@@ -26,7 +26,7 @@ from .. import window as definition
 from .composite import composite
 
 SLICES = {"bfloat16": 2, "float32": 3}
-"""Slices of an operand by its type."""
+"""Slices of an operand by its type, where a contraction does not ask for more."""
 
 SMALLEST_RESULT = 27 << 23
 """float32 bits of 2^-100: smaller results of a chunk are +0."""
@@ -48,8 +48,18 @@ def magnitude(stored: Any, dtype: str) -> Any:
     return T.reinterpret(stored, "int32") & integer.MAGNITUDE
 
 
+def float32_bits(stored: Any, dtype: str) -> Any:
+    """Stored elements as the bits of a float32."""
+    if dtype == "bfloat16":
+        return bf16.float32_bits(T.cast(stored, "int32"))
+    return T.reinterpret(stored, "int32")
+
+
 def exponent(amax: Any, dtype: str) -> Any:
-    """Window exponent from a chunk's largest :func:`magnitude`; ``windows.UNUSABLE`` if it is not finite."""
+    """Window exponent from a chunk's largest :func:`magnitude`; ``windows.UNUSABLE`` if it is not finite.
+
+    Of bfloat16 it is the same for two slices and for three: 255 is the significand that rounds too high in either.
+    """
     if dtype == "bfloat16":
         return windows.exponent_bf16(amax)
     # One more where 23 bits would round past 8355711: significands from 0xFEFEFF carry here.
@@ -58,7 +68,7 @@ def exponent(amax: Any, dtype: str) -> Any:
 
 
 @T.macro
-def _window_float32(bits: Any, chunk_exponent: Any) -> Any:
+def _window_of_three(bits: Any, chunk_exponent: Any) -> Any:
     """RNE(x * 2^(23 - chunk_exponent)) of float32 bits, within 8355711; 0 where the chunk is unusable."""
     largest = T.alloc_var("int32")
     largest = bits & integer.MAGNITUDE
@@ -90,19 +100,19 @@ def cut(x: Any, dtype: str, slices: Sequence[Any], exponents: Any) -> None:
     Args:
         x: [m, L] tile as stored: uint16 bits ("bfloat16") or float32.
         dtype: "bfloat16" | "float32".
-        slices: two (bfloat16) or three (float32) int8 [m, L] tiles in shared memory, highest first.
+        slices: two (bfloat16) or three int8 [m, L] tiles in shared memory, highest first.
         exponents: int32 [m] tile in shared memory; ``windows.UNUSABLE`` for a row with an infinity or a NaN, whose
             slices are zeros.
     """
     row_exponents(x, dtype, exponents)
     for i, k in T.Parallel(x.shape[0], x.shape[1]):
         q = T.alloc_var("int32")
-        if dtype == "bfloat16":
+        if len(slices) == 2:
             q = windows.window_bf16(T.cast(x[i, k], "int32"), exponents[i])
             slices[0][i, k] = T.cast(windows.high(q), "int8")
             slices[1][i, k] = T.cast(windows.low(q), "int8")
         else:
-            q = _window_float32(T.reinterpret(x[i, k], "int32"), exponents[i])
+            q = _window_of_three(float32_bits(x[i, k], dtype), exponents[i])
             last = T.alloc_var("int32")
             last = windows.low(q)
             rest = T.alloc_var("int32")
@@ -128,7 +138,9 @@ def _clear(total: Any) -> None:
     T.clear(total)
 
 
-def join_products(a: Sequence[Any], b: Sequence[Any], dot: Any, total: Any, transpose_B: bool = True) -> None:
+def join_products(
+    a: Sequence[Any], b: Sequence[Any], dot: Any, total: Any, transpose_B: bool = True, ranks: int | None = None
+) -> None:
     """total[i, j] = the dot of the windows of row i of ``a`` and row j of ``b``, in units of both: for two slices each
     ``(hh * 65536 + hl * 256) + ll``.
 
@@ -139,14 +151,15 @@ def join_products(a: Sequence[Any], b: Sequence[Any], dot: Any, total: Any, tran
         b: int8 [n, L] slices; [L, n] where not ``transpose_B``.
         dot: int32 fragment [m, n], overwritten.
         total: float32 fragment [m, n].
+        ranks: how many weights are kept, from the highest down; None keeps all.
     """
     _clear(total)
-    classes = len(a) + len(b) - 1
-    for rank in range(classes):
+    ranks = definition.ranks_of(len(a), len(b)) if ranks is None else ranks
+    for rank in range(ranks):
         pairs = [(i, rank - i) for i in range(len(a)) if 0 <= rank - i < len(b)]
         for i, j in pairs:
             _multiply(a[i], b[j], dot, (i, j) == pairs[0], transpose_B)
-        _add_class(total, dot, 256.0 ** (classes - 1 - rank))
+        _add_class(total, dot, 256.0 ** (ranks - 1 - rank))
 
 
 @T.macro
@@ -172,9 +185,10 @@ def scaled(total: Any, a_exponent: Any, b_exponent: Any, unit: int) -> Any:
     return result
 
 
-def unit_of(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """Exponent of the unit of a product of two windows under exponents 0: 30 for two slices each."""
-    return (8 * len(a) - 1) + (8 * len(b) - 1)
+def unit_of(a: Sequence[Any], b: Sequence[Any], ranks: int | None = None) -> int:
+    """-log2 of the unit of :func:`join_products` under exponents 0: 30 for two slices each."""
+    ranks = definition.ranks_of(len(a), len(b)) if ranks is None else ranks
+    return definition.unit_of(len(a), len(b), ranks)
 
 
 @T.macro
@@ -196,7 +210,16 @@ def sliced_dot(a: Sequence[Any], a_exponent: Any, b: Sequence[Any], b_exponent: 
 
 
 @T.macro
-def sliced_dot_accumulate(acc: Any, x: Any, dtype: str, w: Sequence[Any], w_exponent: Any, columns: int) -> None:
+def sliced_dot_accumulate(
+    acc: Any,
+    x: Any,
+    dtype: str,
+    w: Sequence[Any],
+    w_exponent: Any,
+    columns: int,
+    slices: int | None = None,
+    ranks: int | None = None,
+) -> None:
     """acc[i, j] += the dot of one chunk, row i of ``x`` with row j of ``w``, for j below ``columns``.
 
     Activations are cut inside the region, so that a backend which takes it whole reads them as they are stored.
@@ -207,15 +230,19 @@ def sliced_dot_accumulate(acc: Any, x: Any, dtype: str, w: Sequence[Any], w_expo
         dtype: of ``x``.
         w, w_exponent: int8 [n, L] tiles and an int32 [n] tile from :func:`cut`.
         columns: those of ``acc`` that matter; matrix units want a multiple of 16, and the rest may hold anything.
+        slices: of ``x``; None: those of its type.
+        ranks: as in :func:`join_products`.
     """
+    x_slices = SLICES[dtype] if slices is None else slices
+    kept = definition.ranks_of(x_slices, len(w)) if ranks is None else ranks
     with composite(
-        "sliced_dot_accumulate", acc, x, w_exponent, *w, x_slices=SLICES[dtype], w_slices=len(w), columns=columns
+        "sliced_dot_accumulate", acc, x, w_exponent, *w, x_slices=x_slices, w_slices=len(w), ranks=kept, columns=columns
     ):
         exponents = T.alloc_shared((x.shape[0],), "int32")
-        slices = [T.alloc_shared(x.shape, "int8") for _ in range(SLICES[dtype])]
+        cuts = [T.alloc_shared(x.shape, "int8") for _ in range(x_slices)]
         dot = T.alloc_fragment(acc.shape, "int32")
         total = T.alloc_fragment(acc.shape, "float32")
-        cut(x, dtype, slices, exponents)
-        join_products(slices, w, dot, total)
+        cut(x, dtype, cuts, exponents)
+        join_products(cuts, w, dot, total, ranks=kept)
         for i, j in T.Parallel(acc.shape[0], acc.shape[1]):
-            acc[i, j] = acc[i, j] + scaled(total[i, j], exponents[i], w_exponent[j], unit_of(slices, w))
+            acc[i, j] = acc[i, j] + scaled(total[i, j], exponents[i], w_exponent[j], unit_of(cuts, w, kept))

@@ -10,6 +10,7 @@ from ...numerics.tile.sliced_dot import chunk_length, cut, sliced_dot_accumulate
 from ...numerics.tile.streams import collapse_streams, mix_streams
 from ..sinkhorn import tile as sinkhorn_tile
 from . import tile
+from .reference import RANKS, SLICES
 
 
 def outputs(n, head):
@@ -22,15 +23,14 @@ def padded(rows):
     return (rows + 15) // 16 * 16
 
 
-def mhc_weights(K, rows, dtype, threads):
+def mhc_weights(K, rows, threads):
     """The slices of a projection's float32 weights [rows, K] and their exponents (contract C4), chunk by chunk.
 
     Args:
         K, rows: static.
-        dtype: of the activations, which decides the chunk.
         threads: schedule.
     """
-    length = chunk_length(K, dtype, "float32")
+    length = chunk_length(K, "float32", "float32")
     chunks = T.ceildiv(K, length)
     height = padded(rows)
 
@@ -71,7 +71,7 @@ def mhc_pre(n, C, head, dtype, iters, eps, norm_eps, block_T, block_C, threads):
     """
     tokens = T.dynamic("tokens")
     K, N = n * C, outputs(n, head)
-    length = chunk_length(K, dtype, "float32")
+    length = chunk_length(K, "float32", "float32")
     chunks = T.ceildiv(K, length)
     height = padded(N)
     tile_C = column_tile(C, block_C)
@@ -120,7 +120,7 @@ def mhc_pre(n, C, head, dtype, iters, eps, norm_eps, block_T, block_C, threads):
                 T.copy(slices[(3 * chunk + 2) * height, 0], w[2])
                 for i in T.Parallel(height):
                     exponents[i] = exponent[chunk, i]
-                sliced_dot_accumulate(acc, x_tile, dtype, w, exponents, N)
+                sliced_dot_accumulate(acc, x_tile, dtype, w, exponents, N, SLICES, RANKS)
                 for i, lane in T.Parallel(block_T, LANES):
                     for part in T.unroll(length // LANES):
                         element = T.alloc_var("float32")

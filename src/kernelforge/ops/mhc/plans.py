@@ -13,7 +13,7 @@ from ...numerics.window import chunk_length
 from ...runtime import KernelSpec, executable, schedule
 from ..sinkhorn.op import check_eps, check_iterations, check_streams
 from ..support import Meta, choose_device, expect
-from .reference import TOKEN_CHUNK
+from .reference import SLICES, TOKEN_CHUNK
 
 DTYPES = (torch.bfloat16, torch.float32)
 FORWARD = "kernelforge.ops.mhc.kernel"
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
     def weight_tile(self) -> tuple[int, int]:
         """(chunks, elements in a chunk) of the projection's slices."""
         K = self.n * self.C
-        length = chunk_length(K, 2 if self.dtype == "bfloat16" else 3, 3)  # a multiple of 32, as C is
+        length = chunk_length(K, SLICES, SLICES)  # a multiple of 32, as C is
         return -(-K // length), length
 
     @classmethod
@@ -123,7 +123,7 @@ def specs(p: Problem, parameters: Parameters) -> dict[str, KernelSpec]:
     iters, eps, norm_eps = parameters
     shape = {"n": p.n, "C": p.C, "dtype": p.dtype}
     given: dict[str, dict[str, object]] = {
-        "weights": dict(K=p.n * p.C, rows=p.outputs, dtype=p.dtype),
+        "weights": dict(K=p.n * p.C, rows=p.outputs),
         "pre": dict(**shape, head=p.head, iters=iters, eps=eps, norm_eps=norm_eps),
         "pre_backward": dict(**shape, head=p.head, iters=iters, eps=eps),
         "weight_gradient": dict(N=p.outputs, K=p.n * p.C, dtype=p.dtype),

@@ -25,6 +25,9 @@ Float32 = NDArray[np.float32]
 TOKEN_CHUNK = 128
 """Tokens that a parameter's gradient sums before it adds to the running total."""
 
+SLICES, RANKS = 3, 3
+"""Of the projection: int8 slices of streams and weights, and the weights of slice products that are kept."""
+
 NAN = bf16.FLOAT32_NAN.view(np.float32)
 
 
@@ -39,13 +42,12 @@ def _finite_rows(x: Float32) -> NDArray[np.bool_]:
     return rows
 
 
-def project(x: Float32, fn: Float32, dtype: str) -> Float32:
-    """x [T, K] times fn [N, K] transposed by fixed-point slices (contract C4): two of bfloat16, three of float32.
+def project(x: Float32, fn: Float32) -> Float32:
+    """x [T, K] times fn [N, K] transposed by fixed-point slices (contract C4): three of each, products of three ranks.
 
     Chunks are added ascending from +0; a chunk with an infinity or a NaN is NaN for its token (or its weight row).
     """
-    slices = 2 if dtype == "bfloat16" else 3
-    step = window.chunk_length(x.shape[-1], slices, 3)
+    step = window.chunk_length(x.shape[-1], SLICES, SLICES)
     total = np.zeros((x.shape[0], fn.shape[0]), np.float32)
     with np.errstate(all="ignore"):
         for start in range(0, x.shape[-1], step):
@@ -53,7 +55,7 @@ def project(x: Float32, fn: Float32, dtype: str) -> Float32:
             usable_a, usable_b = _finite_rows(a), _finite_rows(b)
             a = np.where(usable_a[:, None], a, np.float32(0))
             b = np.where(usable_b[:, None], b, np.float32(0))
-            dot = window.sliced_dot(window.window(a, slices), window.window(b, 3))
+            dot = window.sliced_dot(window.window(a, SLICES), window.window(b, SLICES), ranks=RANKS)
             total = total + np.where(usable_a[:, None] & usable_b[None, :], dot, NAN)
     return total
 
@@ -109,7 +111,7 @@ def mhc_pre(
     tokens, n, channels = x.shape
     with np.errstate(all="ignore"):
         flat = read(x.reshape(tokens, n * channels))
-        raw = bf16.canonical(project(flat, fn, dtype))
+        raw = bf16.canonical(project(flat, fn))
         mean = row_sum(flat * flat) * np.float32(1 / (n * channels))
         inverse_rms = rsqrt(mean + np.float32(norm_eps))
         logits = _mix(raw, inverse_rms, scale, base, n, head).logits
