@@ -1,7 +1,8 @@
-"""Lightning indexer against torch in bfloat16, as a careful user writes it; and what FP4 keeps of the choice."""
+"""Lightning indexer against torch in bfloat16, as a careful user writes it, and transformers; what FP4 keeps."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,11 @@ HEADS, DEPTH, TOPK = 64, 128, 512
 
 QUERY_BLOCK = 128
 """Queries that torch takes at a time in prefill: the scores of all heads of a block are written out."""
+
+
+TRANSFORMERS_QUERIES = 256
+"""Queries that transformers takes at once: it holds the float32 scores of every head, query and key several times over.
+Every block of queries meets all keys, so one stands for the others."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,33 @@ def torch_indexer(given: Operands, in_place: bool) -> list[torch.Tensor]:
     return chosen
 
 
+def transformers_seconds(given: Operands) -> float | None:
+    """Seconds of transformers' DeepSeek-V4 scores and a top-k; None if it is not installed.
+
+    One block of queries is timed, and multiplied by their number.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    from transformers.models.deepseek_v4 import configuration_deepseek_v4 as configuration
+    from transformers.models.deepseek_v4 import modeling_deepseek_v4 as model
+
+    shape = {"index_n_heads": HEADS, "index_head_dim": DEPTH, "hidden_size": HEADS}
+    scorer = model.DeepseekV4IndexerScorer(configuration.DeepseekV4Config(**shape))
+    scorer.weights_proj = torch.nn.Identity()
+    queries, entries = given.q_wide.shape[0], given.k_wide.shape[0]
+    block = min(queries, TRANSFORMERS_QUERIES)
+    q, weights, seen = given.q_wide[None, -block:], given.weights[None, -block:], given.kv_len[-block:]
+
+    def call() -> torch.Tensor:
+        with torch.no_grad():
+            scores = scorer(q, given.k_wide[None], weights)
+        future = torch.arange(entries, device=scores.device) >= seen[:, None]
+        indices: torch.Tensor = scores.masked_fill_(future, float("-inf")).topk(min(TOPK, entries)).indices
+        return indices
+
+    return interleaved({"transformers": call}, rounds=3)["transformers"].median * queries / block
+
+
 def run(device: str, command: str, observe: Callable[[str], None] = lambda what: None) -> Report:
     """Measure on a device.
 
@@ -112,6 +145,8 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
         "Interleaved rounds in one process; medians. x is torch's time over kernelforge's.",
         "torch bf16: keys times all heads in one product, relu, weighted sum as a batched product, topk; prefill in "
         f"blocks of {QUERY_BLOCK} queries, masked. Operands dequantized beforehand.",
+        "transformers: DeepseekV4IndexerScorer (float32 scores of all heads, as it computes them) and topk; prefill: "
+        f"one block of {TRANSFORMERS_QUERIES} queries, times their number.",
         "in place: relu overwrites the products, and a block leaves out entries that none of its queries sees.",
         f"Measured roofline: copy {roof.copy / 1e9:.1f} GB/s, bf16 matmul {roof.bf16 / 1e9:.0f} GFLOP/s, "
         f"int8 matmul {roof.int8 / 1e9:.0f} GOP/s (0: torch has none here).",
@@ -148,6 +183,7 @@ def _row(shape: Shape, device: str, home: str, roof: Roofline) -> Row:
         seconds=0.02,
     )
     ours = taken["kernelforge"].median
+    theirs = transformers_seconds(given)
     seen = int(given.kv_len.sum())
     nbytes = sum(x.nbytes for x in (given.q, given.q_scale, given.k, given.k_scale, given.weights)) + 4 * TOPK * shape.S
     operations = 2.0 * seen * HEADS * DEPTH
@@ -160,6 +196,8 @@ def _row(shape: Shape, device: str, home: str, roof: Roofline) -> Row:
             "x torch bf16": taken["torch bf16"].median / ours,
             "in place ms": taken["in place"].median * 1e3,
             "x in place": taken["in place"].median / ours,
+            "transformers ms": None if theirs is None else theirs * 1e3,
+            "x transformers": None if theirs is None else theirs / ours,
             "ns per score": ours * 1e9 / seen,
             "GOP": operations / 1e9,
             "% of roofline": 100 * roof.least_seconds(nbytes, operations, True) / ours,
