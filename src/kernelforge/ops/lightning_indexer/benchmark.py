@@ -19,7 +19,6 @@ HEADS, DEPTH, TOPK = 64, 128, 512
 QUERY_BLOCK = 128
 """Queries that torch takes at a time in prefill: the scores of all heads of a block are written out."""
 
-
 TRANSFORMERS_QUERIES = 256
 """Queries that transformers takes at once: it holds the float32 scores of every head, query and key several times over.
 Every block of queries meets all keys, so one stands for the others."""
@@ -118,7 +117,7 @@ def transformers_seconds(given: Operands) -> float | None:
         indices: torch.Tensor = scores.masked_fill_(future, float("-inf")).topk(min(TOPK, entries)).indices
         return indices
 
-    return interleaved({"transformers": call}, rounds=3)["transformers"].median * queries / block
+    return interleaved({"transformers": call}, rounds=3, seconds=0.02)["transformers"].median * queries / block
 
 
 def run(device: str, command: str, observe: Callable[[str], None] = lambda what: None) -> Report:
