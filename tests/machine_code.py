@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -31,3 +32,23 @@ def assert_ascendc(spec: KernelSpec) -> None:
     """Lower to AscendC that a C++ compiler takes and whose tiles, if it has any, fit a vector core's memory."""
     _, info = artifact(spec, ASCEND, ASCEND.default_arch("ascend:virtual"))
     assert info.shared_bytes <= UNIFIED_BUFFER
+
+
+def compile_tests(
+    kernels: Callable[[str], Mapping[str, KernelSpec]],
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Tests that every kernel of ``kernels(backend)`` compiles: for CUDA without spills, and as AscendC."""
+
+    @needs_nvcc
+    @pytest.mark.slow
+    @pytest.mark.parametrize("arch", CUDA_ARCHS)
+    @pytest.mark.parametrize("name", sorted(kernels("cuda")))
+    def for_cuda(name: str, arch: str) -> None:
+        assert_no_spills(kernels("cuda")[name], arch)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", sorted(kernels("ascend")))
+    def as_ascendc(name: str) -> None:
+        assert_ascendc(kernels("ascend")[name])
+
+    return for_cuda, as_ascendc

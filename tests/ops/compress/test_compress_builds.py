@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-from machine_code import CUDA_ARCHS, assert_ascendc, assert_no_spills, needs_nvcc
+from machine_code import compile_tests
 
 from kernelforge.ops.compress import conformance as compress
 from kernelforge.ops.grouped_projection import conformance as projection
@@ -18,15 +17,4 @@ def kernels(device: str) -> dict[str, KernelSpec]:
     }
 
 
-@needs_nvcc
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", CUDA_ARCHS)
-@pytest.mark.parametrize("name", sorted(kernels("cuda")))
-def test_every_kernel_compiles_for_cuda_without_spills(name, arch):
-    assert_no_spills(kernels("cuda")[name], arch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(kernels("ascend")))
-def test_every_kernel_compiles_as_ascendc(name):
-    assert_ascendc(kernels("ascend")[name])
+test_every_kernel_compiles_for_cuda_without_spills, test_every_kernel_compiles_as_ascendc = compile_tests(kernels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from machine_code import CUDA_ARCHS, assert_ascendc, assert_no_spills, needs_nvcc
+from machine_code import assert_no_spills, compile_tests, needs_nvcc
 
 from kernelforge.ops.mega_moe import conformance as moe
 from kernelforge.ops.mega_moe.local import NEEDS
@@ -50,15 +50,4 @@ def test_products_compile_for_hopper_without_spills(name):
     assert_no_spills(kernels("cuda")[name], "sm_90a")
 
 
-@needs_nvcc
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", CUDA_ARCHS)
-@pytest.mark.parametrize("name", sorted(kernels("cuda")))
-def test_every_kernel_compiles_for_cuda_without_spills(name, arch):
-    assert_no_spills(kernels("cuda")[name], arch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(kernels("ascend")))
-def test_every_kernel_compiles_as_ascendc(name):
-    assert_ascendc(kernels("ascend")[name])
+test_every_kernel_compiles_for_cuda_without_spills, test_every_kernel_compiles_as_ascendc = compile_tests(kernels)

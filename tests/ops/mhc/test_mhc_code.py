@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from machine_code import CUDA_ARCHS, assert_ascendc, assert_no_spills, needs_nvcc
+from machine_code import assert_no_spills, compile_tests, needs_nvcc
 
 from kernelforge.ops.mhc import plans
 from kernelforge.ops.sinkhorn import conformance as sinkhorn
@@ -29,15 +29,4 @@ def test_blocks_compile_for_hopper_without_spills(name):
     assert_no_spills(kernels("cuda")[name], "sm_90a")
 
 
-@needs_nvcc
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", CUDA_ARCHS)
-@pytest.mark.parametrize("name", sorted(kernels("cuda")))
-def test_every_kernel_compiles_for_cuda_without_spills(name, arch):
-    assert_no_spills(kernels("cuda")[name], arch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(kernels("ascend")))
-def test_every_kernel_compiles_as_ascendc(name):
-    assert_ascendc(kernels("ascend")[name])
+test_every_kernel_compiles_for_cuda_without_spills, test_every_kernel_compiles_as_ascendc = compile_tests(kernels)

@@ -43,26 +43,23 @@ def canonical(x: Any) -> Any:
     return result
 
 
-@T.macro
 def value(stored: Any, dtype: str) -> Any:
     """A stored element as the contract reads it, float32."""
-    bits = T.alloc_var("int32")
-    bits = bf16.float32_bits(T.cast(stored, "int32")) if dtype == "bfloat16" else T.reinterpret(stored, "int32")
-    result = T.alloc_var("float32")
-    result = T.reinterpret(read_bits(bits), "float32")
-    return result
+    if dtype == "bfloat16":
+        return read(T.reinterpret(bf16.float32_bits(T.cast(stored, "int32")), "float32"))
+    return read(stored)
 
 
 @T.macro
+def _bfloat16(x: Any) -> Any:
+    """Bits of a float32 rounded to bfloat16."""
+    bits = T.alloc_var("int32")
+    bits = bits_of(x)
+    code = T.alloc_var("uint16")
+    code = T.cast(bf16.encode(bits), "uint16")
+    return code
+
+
 def stored(x: Any, dtype: str) -> Any:
     """A float32 as an op stores it in ``dtype``."""
-    bits = T.alloc_var("int32")
-    bits = T.reinterpret(x, "int32")
-    if dtype == "bfloat16":
-        code = T.alloc_var("uint16")
-        code = T.cast(bf16.encode(bits), "uint16")
-        return code
-    else:
-        result = T.alloc_var("float32")
-        result = T.reinterpret(canonical_bits(bits), "float32")
-        return result
+    return _bfloat16(x) if dtype == "bfloat16" else canonical(x)

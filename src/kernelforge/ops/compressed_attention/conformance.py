@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from ...runtime import KernelSpec, schedule
 from ..spec import Arrays, Case
 from . import conformance_backward as backward
 from . import reference
 from .conformance_data import DATA, Problem, bits, csa, hca, operands, paged, tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 def cases(seed: int, size: str) -> Iterator[Case]:
