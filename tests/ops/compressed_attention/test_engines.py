@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import printed
 
 from kernelforge import backends, lowering
 from kernelforge.ops.compressed_attention import conformance
@@ -29,9 +27,7 @@ print("same bits")
 def test_every_engine_gives_the_references_bits(isa):
     if isa == "avx2" and "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this CPU has no AVX2")
-    environment = {**os.environ, "KERNELFORGE_CPU_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.strip() == "same bits", done.stderr[-2000:]
+    assert printed(RUN, __file__, KERNELFORGE_CPU_ISA=isa) == "same bits"
 
 
 def test_the_cpu_takes_chunks_whole():
@@ -98,11 +94,7 @@ def test_128_heads_are_two_blocks_on_the_matrix_unit(monkeypatch):
 
 @pytest.mark.slow
 def test_warp_group_products_give_the_references_bits():
-    environment = {**os.environ, "KERNELFORGE_CUDA_VIRTUAL_ARCH": "sm_90a"}
-    done = subprocess.run(
-        [sys.executable, "-c", WARP_GROUPS], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.stdout.strip() == "same bits", done.stderr[-2000:]
+    assert printed(WARP_GROUPS, __file__, KERNELFORGE_CUDA_VIRTUAL_ARCH="sm_90a") == "same bits"
 
 
 @pytest.mark.slow

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from compressed_attention_oracle import attend
+from own_process import printed
 
 from kernelforge import backends, lowering
 from kernelforge.formats import bf16
@@ -127,12 +125,4 @@ print("within the bound")
 
 @pytest.mark.slow
 def test_warp_groups_stay_within_the_bound():
-    environment = {
-        **os.environ,
-        "KERNELFORGE_CUDA_VIRTUAL_ARCH": "sm_90a",
-        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", WARP_GROUPS], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.stdout.strip() == "within the bound", done.stderr[-2000:]
+    assert printed(WARP_GROUPS, __file__, KERNELFORGE_CUDA_VIRTUAL_ARCH="sm_90a") == "within the bound"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from indexer_data import TOPK, D, H, values_of_kind
+from own_process import printed
 
 import kernelforge as kf
 from kernelforge import backends, lowering
@@ -45,10 +43,7 @@ def test_errors_stay_within_the_bound(qk_format, kind, device):
 
 def test_cpus_without_bfloat16_dots_stay_within_the_bound():
     run = "from test_indexer_native import require_the_bound; require_the_bound('bf16', 'student', 'cpu'); print('ok')"
-    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "KERNELFORGE_CPU_ISA": "portable", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.strip() == "ok", done.stderr[-2000:]
+    assert printed(run, __file__, KERNELFORGE_CPU_ISA="portable") == "ok"
 
 
 def require_the_selection_of_native_scores(qk_format: str, device: str) -> None:
@@ -71,6 +66,20 @@ def test_the_cpu_selects_by_native_scores(qk_format):
 @pytest.mark.parametrize("qk_format", FORMATS)
 def test_virtual_devices_select_by_native_scores(qk_format, device):
     require_the_selection_of_native_scores(qk_format, device)
+
+
+WARP_GROUPS = """
+from test_indexer_native import FORMATS, require_the_bound, require_the_selection_of_native_scores
+for qk_format in FORMATS:
+    require_the_bound(qk_format, "student", "cuda:virtual")
+    require_the_selection_of_native_scores(qk_format, "cuda:virtual")
+print("ok")
+"""
+
+
+@pytest.mark.slow
+def test_warp_groups_stay_within_the_bound_and_select_by_their_scores():
+    assert printed(WARP_GROUPS, __file__, KERNELFORGE_CUDA_VIRTUAL_ARCH="sm_90a") == "ok"
 
 
 def test_what_is_not_finite_shows(device):

@@ -9,7 +9,7 @@ from kernelforge.lowering.tir import tirx
 
 from .sources import Source, checked, copies, drop_tiles, stride, tile_address
 
-SCORES = "indexer_scores"
+SCORES, VALUES = "indexer_scores", "mx_values"
 
 
 def _int32(value: Any) -> Any:
@@ -64,7 +64,7 @@ def take_indexer(function: Any) -> Any:
     """Take ``indexer_scores`` and the ``select_*`` regions whole.
 
     Scores read queries and keys in global memory; where their tiles are not plain copies of it, the portable body
-    stays.
+    stays. Values of tiles that are read there are not computed.
     """
     sources = copies(function)
 
@@ -72,14 +72,24 @@ def take_indexer(function: Any) -> Any:
         fusible = all(tile in sources for tile in _forwarded(composite))
         return _scores(composite, sources) if fusible else None
 
-    takers = {SCORES: scores, "select_append": _append, "select_reduce": _reduce, "select_sort": _sort}
     found = composites_in(function)
-    if not any(composite.name in takers for composite in found):
-        return function
     tiles = [
         tile
         for composite in found
         if composite.name == SCORES and scores(composite) is not None
         for tile in _forwarded(composite)
     ]
+
+    def values(composite: Composite) -> Any:
+        return tirx.Evaluate(_int32(0)) if composite.operands[1].buffer in tiles else None
+
+    takers = {
+        SCORES: scores,
+        VALUES: values,
+        "select_append": _append,
+        "select_reduce": _reduce,
+        "select_sort": _sort,
+    }
+    if not any(composite.name in takers for composite in found):
+        return function
     return drop_tiles(take_composites(function, takers), tiles)

@@ -103,9 +103,9 @@ def transformers_seconds(given: Operands) -> float | None:
     from transformers.models.deepseek_v4 import configuration_deepseek_v4 as configuration
     from transformers.models.deepseek_v4 import modeling_deepseek_v4 as model
 
-    shape = {"index_n_heads": HEADS, "index_head_dim": DEPTH, "hidden_size": HEADS}
-    scorer = model.DeepseekV4IndexerScorer(configuration.DeepseekV4Config(**shape))
-    scorer.weights_proj = torch.nn.Identity()
+    shape = configuration.DeepseekV4Config(index_n_heads=HEADS, index_head_dim=DEPTH, hidden_size=HEADS)
+    scorer = model.DeepseekV4IndexerScorer(shape)
+    scorer.add_module("weights_proj", torch.nn.Identity())  # the hidden states given are the weights
     queries, entries = given.q_wide.shape[0], given.k_wide.shape[0]
     block = min(queries, TRANSFORMERS_QUERIES)
     q, weights, seen = given.q_wide[None, -block:], given.weights[None, -block:], given.kv_len[-block:]

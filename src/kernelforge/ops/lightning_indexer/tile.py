@@ -67,6 +67,27 @@ def allocate_rows(rows: int, D: int, qk_format: str, native: bool = False) -> Ro
 
 
 @T.macro
+def _read_values(rows: Rows) -> None:
+    """``values`` of what is stored; E2M1 times its scale is a bfloat16 number."""
+    if rows.scale is None:
+        for i, d in T.Parallel(rows.values.shape[0], rows.values.shape[1]):
+            rows.values[i, d] = rows.stored[i, d]
+    else:
+        with composite("mx_values", rows.values, rows.stored, rows.scale):
+            for i, pair in T.Parallel(rows.stored.shape[0], rows.stored.shape[1]):
+                byte = T.alloc_var("int32")
+                byte = T.cast(rows.stored[i, pair], "int32")
+                scale = T.alloc_var("float32")
+                scale = e8m0.read_scale(T.cast(rows.scale[i, pair // (BLOCK // 2)], "int32")) * T.float32(0.5)
+                low = T.alloc_var("float32")
+                low = T.cast(e2m1.doubled(e2m1.low(byte)), "float32") * scale
+                high = T.alloc_var("float32")
+                high = T.cast(e2m1.doubled(e2m1.high(byte)), "float32") * scale
+                rows.values[i, 2 * pair] = T.cast((T.reinterpret(low, "int32") >> 16) & 0xFFFF, "uint16")
+                rows.values[i, 2 * pair + 1] = T.cast((T.reinterpret(high, "int32") >> 16) & 0xFFFF, "uint16")
+
+
+@T.macro
 def load_rows(rows: Rows, source: Any, source_scale: Any, first: Any) -> None:
     """Rows from ``first`` of queries or keys in memory; ``source_scale`` is not read for bfloat16."""
     row = T.alloc_var("int32")
@@ -74,7 +95,9 @@ def load_rows(rows: Rows, source: Any, source_scale: Any, first: Any) -> None:
     T.copy(source[row, 0], rows.stored)
     if rows.scale is not None:
         T.copy(source_scale[row, 0], rows.scale)
-    elif rows.values is None:
+    if rows.values is not None:
+        _read_values(rows)
+    elif rows.scale is None:
         cut_rows(rows.stored, rows.slices[0], rows.slices[1], rows.exponent)
 
 
@@ -115,26 +138,6 @@ def _weighted(dot: Any, weight: Any) -> Any:
 
 
 @T.macro
-def _read_values(rows: Rows) -> None:
-    """``values`` of what is stored; E2M1 times its scale is a bfloat16 number."""
-    if rows.scale is None:
-        for i, d in T.Parallel(rows.values.shape[0], rows.values.shape[1]):
-            rows.values[i, d] = rows.stored[i, d]
-    else:
-        for i, pair in T.Parallel(rows.stored.shape[0], rows.stored.shape[1]):
-            byte = T.alloc_var("int32")
-            byte = T.cast(rows.stored[i, pair], "int32")
-            scale = T.alloc_var("float32")
-            scale = e8m0.read_scale(T.cast(rows.scale[i, pair // (BLOCK // 2)], "int32")) * T.float32(0.5)
-            low = T.alloc_var("float32")
-            low = T.cast(e2m1.doubled(e2m1.low(byte)), "float32") * scale
-            high = T.alloc_var("float32")
-            high = T.cast(e2m1.doubled(e2m1.high(byte)), "float32") * scale
-            rows.values[i, 2 * pair] = T.cast((T.reinterpret(low, "int32") >> 16) & 0xFFFF, "uint16")
-            rows.values[i, 2 * pair + 1] = T.cast((T.reinterpret(high, "int32") >> 16) & 0xFFFF, "uint16")
-
-
-@T.macro
 def _dots_fp4(acc: Any, q: Rows, k: Rows) -> None:
     T.clear(acc)
     mx_block_accumulate(acc, k.stored, k.scale, q.stored, q.scale, "e2m1", k.scale.shape[1])
@@ -144,8 +147,6 @@ def _dots_fp4(acc: Any, q: Rows, k: Rows) -> None:
 def dots(acc: Any, q: Rows, k: Rows) -> None:
     """acc[t, c] = row c of the queries times row t of the keys; a tile of :func:`allocate_dots`."""
     if q.values is not None:
-        _read_values(q)
-        _read_values(k)
         rounded_dot(k.values, q.values, acc, True)
     elif q.scale is not None:
         _dots_fp4(acc, q, k)
