@@ -112,6 +112,8 @@ def test_inspect_shows_passes_in_order_and_source(kernelforge):
     positions = [result.output.index(f"{i}: {name}") for i, name in enumerate(["portable", *steps])]
     assert positions == sorted(positions)
     assert "kf_mx_block_accumulate" in result.output
+    assert "mx_block_accumulate, taken whole" in result.output
+    assert "select_sort" not in result.output  # another op's
 
 
 @pytest.mark.parametrize("device", ["cuda:virtual", "ascend:virtual"])

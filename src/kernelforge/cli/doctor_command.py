@@ -31,8 +31,7 @@ def command() -> None:
     for backend in backends.backends().values():
         for device in backend.devices():
             runs |= device.available
-            kind = " (virtual)" if device.virtual else ""
-            made.add_row(backend.name, device.name + kind, YES if device.available else NO, escape(device.detail))
+            made.add_row(backend.name, device.name, YES if device.available else NO, escape(device.detail))
     out.print(made, "")
     if not runs:
         problems.append("no device can run: see the table of devices for what each needs")

@@ -56,7 +56,8 @@ def command(
         portable = lowering.trace(kernel.builder, dict(kernel.parameters))
         lowered = lowering.lower(portable, backend, arch, observe)
     out = console()
-    _summary(out, backend, arch, f"{op} ({variant})", dict(kernel.parameters), stages, lowered)
+    composites = {composite.name for composite in lowering.composites_in(portable)}
+    _summary(out, backend, arch, f"{op} ({variant})", dict(kernel.parameters), composites, stages, lowered)
     if show_passes or show_diff:
         _stages(out, stages, show_passes, show_diff)
     if show_source:
@@ -92,6 +93,7 @@ def _summary(
     arch: str,
     name: str,
     parameters: dict[str, Any],
+    composites: set[str],
     stages: list[tuple[str, Any]],
     lowered: Lowered,
 ) -> None:
@@ -109,7 +111,8 @@ def _summary(
     made.add_row("shared memory", f"{info.shared_bytes} bytes")
     for workspace in info.workspaces:
         made.add_row("workspace", escape(f"{workspace.name}: {workspace.dtype}{list(workspace.shape)}"))
-    made.add_row("takes whole", ", ".join(sorted(backend.composites)) or "nothing")
+    for composite in sorted(composites):
+        made.add_row("composite", composite + (", taken whole" if composite in backend.composites else ""))
     made.add_row("source", f"{len(lowered.source.splitlines())} lines")
     out.print(made)
 
