@@ -312,3 +312,29 @@ def staged_gemm(M, N, K, bk):
             T.copy(total, C)
 
     return main
+
+
+def biased_gemm(M, N, K, turned):
+    """C[i, j] = (A B^T)[i, j] + D[i, j], or D[j, i] where turned, straight from and to global memory."""
+
+    @T.prim_func
+    def main(
+        A: T.Tensor((M, K), "int8"),
+        B: T.Tensor((N, K), "int8"),
+        D: T.Tensor((M, N), "int32"),
+        C: T.Tensor((M, N), "int32"),
+    ):
+        with T.Kernel(1, threads=128):
+            a = T.alloc_shared((M, K), "int8")
+            b = T.alloc_shared((N, K), "int8")
+            c = T.alloc_fragment((M, N), "int32")
+            T.copy(A, a)
+            T.copy(B, b)
+            T.gemm(a, b, c, transpose_B=True, clear_accum=True)
+            for i, j in T.Parallel(M, N):
+                if turned:
+                    C[i, j] = c[i, j] + D[j, i]
+                else:
+                    C[i, j] = c[i, j] + D[i, j]
+
+    return main

@@ -165,3 +165,11 @@ def test_staged_boxes_of_three_dimensions(gap):
     total[:, :used], y[..., :used] = x.sum(1)[:, :used], x[..., :used] + 1
     kernel = executable(small.streams, 4, 64, gap)
     assert_bits(kernel, [x.reshape(21, 256)], [total, y.reshape(21, 256)])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_staged_tiles_of_both_vector_cores(turned):
+    """Three tiles of 64 KiB, which fit where their rows are halved."""
+    a, b, d = int8(128, 64), int8(128, 64), rng.integers(-99, 99, (128, 128), dtype=np.int32)
+    want = dot(a, b) + (d.T if turned else d)
+    assert_bits(executable(kernels.biased_gemm, 128, 128, 64, turned), [a, b, d], [want])

@@ -202,6 +202,23 @@ def test_stage_operands_leaves_what_does_not_fit():
     assert any("total_tile0" in line for line in after)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_stage_operands_counts_the_rows_of_one_vector_core(turned):
+    steps = (passes.flatten_grid, passes.inline_bindings, passes.gemm_to_cube)
+    before = through(kernels.biased_gemm(128, 128, 64, turned), *steps)
+    after = passes.stage_operands(before)
+    tiles = [line for line in lines(after) if "_tile" in line and "alloc_buffer" in line]
+    if turned:  # every core needs all of D: 32 KiB of sums, 64 of D, 32 of C
+        assert tiles == []
+        return
+    assert tiles == [
+        f'{name} = T.sblock_alloc_buffer((128, 128), "int32", scope="shared.dyn")' for name in ("D_tile0", "C_tile1")
+    ]
+    halved = lines(through(after, passes.vector_regions, passes.split_rows))
+    for name in ("c", "D_tile0", "C_tile1"):
+        assert f'{name} = T.sblock_alloc_buffer((64, 128), "int32", scope="shared.dyn")' in halved
+
+
 def test_vector_regions_golden():
     before = through(small.elementwise(), passes.flatten_grid, passes.inline_bindings)
     removed, added = changed(before, passes.vector_regions(before))

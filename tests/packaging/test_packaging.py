@@ -105,3 +105,19 @@ def test_the_readmes_program_runs_as_installed(installed):
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     program = program.replace("11008", "64") + "\nprint(tuple(y.shape), tuple(y_virtual.shape))\n"
     assert _run(programs / "python", "-c", program, **environment).strip() == "(16, 64) (16, 64)"
+
+
+def test_the_cuda_extra_is_all_that_a_kernel_needs(tmp_path):
+    """No toolkit of the machine's own is used: neither its nvcc nor a header."""
+    extra = re.findall(r'"(nvidia-[^"]*)"', (ROOT / "pyproject.toml").read_text())
+    _run(sys.executable, "-m", "pip", "install", "--quiet", "--target", tmp_path / "extra", *extra)
+    program = (
+        "import torch, kernelforge as kf; from kernelforge_cuda import nvcc; "
+        "w = kf.quantize_mxfp4(torch.randn(8, 32), backend='cuda:virtual'); print(nvcc.find(), tuple(w[0].shape))"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "CUDA_HOME": "", "CUDA_PATH": "", "PYTHONPATH": str(tmp_path / "extra")}
+    found, *shape = _run(
+        sys.executable, "-c", program, KERNELFORGE_CACHE=str(tmp_path / "cache"), cwd=str(tmp_path), **environment
+    ).split(maxsplit=1)
+    assert Path(found).is_relative_to(tmp_path / "extra")
+    assert shape == ["(8, 16)"]

@@ -25,8 +25,8 @@ _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90a": 227 * 1024, "sm_100a": 227 * 102
 EXACT_FLAGS = ("-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true")
 
 MISSING = (
-    "nvcc was not found on PATH, in $CUDA_HOME/bin, nor in an nvidia-cuda-nvcc wheel: install the CUDA toolkit "
-    "(12.4 or later) or `pip install 'nvidia-cuda-nvcc>=13.0'`, or set CUDA_HOME to an installed toolkit"
+    "nvcc was not found on PATH, in $CUDA_HOME/bin, nor in an nvidia-cuda-nvcc wheel: install the CUDA toolkit (12.4 "
+    "or later) or `pip install 'kernelforge[cuda]'` (nvidia-cuda-nvcc, nvidia-cuda-cccl), or set CUDA_HOME to a toolkit"
 )
 
 

@@ -28,6 +28,8 @@ from .rewriter import (
     span_of,
     walk,
 )
+from .split_rows import CORES, split_rows
+from .vector_regions import vector_regions
 
 EVENTS = 6
 """Most places of a kernel that wait for loads, or whose stores are waited for. A pair of pipes has 8 flags; TileLang
@@ -66,10 +68,10 @@ class _Tensors:
 class _Room:
     """What is left for staged tiles: bytes of UB, and places that load or store."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, nbytes: int) -> None:
         self.loads = self.stores = EVENTS
         walk(function.body, self._count)
-        self.left = TILES_BYTES - tile_bytes(function)
+        self.left = nbytes - tile_bytes(function)
         self.tiles: list[Any] = []
 
     def _count(self, node: Any) -> None:
@@ -347,8 +349,8 @@ def _strides(shape: Any) -> list[Any]:
 
 
 class _Stage(RootRewriter):
-    def __init__(self, function: Any) -> None:
-        self.tensors, self.room = _Tensors(function), _Room(function)
+    def __init__(self, function: Any, nbytes: int) -> None:
+        self.tensors, self.room = _Tensors(function), _Room(function, nbytes)
         self.analyzer = tvm.arith.Analyzer()
 
     def visit_for_(self, node: Any) -> Any:
@@ -372,5 +374,12 @@ def stage_operands(function: Any) -> Any:
     those staged before, still fit ``TILES_BYTES``. What is written must fill the box, up to bounds that cut its end.
     One integer that the nest reads unconditionally is read by the core's control program instead.
     Everything else stays an access of the vector function's threads to global memory.
+
+    Tiles count as they are on one vector core: first all as if :func:`split_rows` halved them, and if it then does not
+    halve enough of them, all at their full size.
     """
-    return function.with_body(_Stage(function).visit(function.body))
+    for cores in (CORES, 1):
+        staged = function.with_body(_Stage(function, cores * TILES_BYTES).visit(function.body))
+        if cores == 1 or tile_bytes(split_rows(vector_regions(staged))) <= TILES_BYTES:
+            break
+    return staged
