@@ -17,7 +17,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import accepted_kernels  # noqa: E402
-import refused_kernels  # noqa: E402
+import refused_fp32  # noqa: E402
+import refused_programs  # noqa: E402
 
 from kernelforge.lowering import NotPortable, lower_composites, verify  # noqa: E402
 from kernelforge.lowering.tir import tirx, tvm  # noqa: E402
@@ -32,7 +33,7 @@ def _builders(module: Any) -> dict[str, Callable[[], Any]]:
     return {name: builder for name, builder in found if builder.__module__ == module.__name__ and name[0] != "_"}
 
 
-REFUSED = _builders(refused_kernels)
+REFUSED = _builders(refused_fp32) | _builders(refused_programs)
 ACCEPTED = _builders(accepted_kernels)
 
 
@@ -55,7 +56,7 @@ def test_refuses(name: str) -> None:
         verify(REFUSED[name]())
     remaining = list(caught.value.violations)
     for line, message in sorted(expected):
-        start = f"{refused_kernels.__file__}:{line}: {message}"
+        start = f"{inspect.getsourcefile(REFUSED[name])}:{line}: {message}"
         matching = [violation for violation in remaining if violation.startswith(start)]
         assert matching, f"no {start!r} in {caught.value}"
         remaining.remove(matching[0])
@@ -88,7 +89,7 @@ def test_every_allowance_is_documented_under_its_tests_name() -> None:
 
 def test_all_violations_are_reported_at_once() -> None:
     with pytest.raises(NotPortable) as caught:
-        verify(refused_kernels.trigonometry())
+        verify(refused_fp32.trigonometry())
     assert len(caught.value.violations) == 3
     assert all(violation in str(caught.value) for violation in caught.value.violations)
 
