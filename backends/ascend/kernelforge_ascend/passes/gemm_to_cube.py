@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tilelang.layout import make_ascend_l0c_layout
 from tvm import tirx
 
+from .gemm_uses import Gemm, touches, uses_of
 from .rewriter import (
     BufferMap,
     LoweringError,
@@ -16,7 +16,6 @@ from .rewriter import (
     ascend_copy,
     int32,
     is_const,
-    is_global,
     is_vector,
     op_name,
     rebuild_block,
@@ -37,108 +36,9 @@ FRACTAL = 16
 """Rows of a cube fractal; gemm extents M and N are multiples of it."""
 
 
-@dataclass
-class _Use:
-    """How a kernel uses an on-chip buffer."""
-
-    loaded: bool = False  # written by a copy from global memory
-    computed: bool = False  # written in any other way
-    read: bool = False  # read by anything but a gemm
-    partial: bool = False  # some gemm takes a part of its columns
-
-
-@dataclass
-class _Gemm:
-    a: Region
-    b: Region
-    c: Region
-    transpose_a: bool
-    transpose_b: bool
-    clear: Any
-    call: Any
-
-    @staticmethod
-    def of(call: Any) -> _Gemm:
-        a, b, c = (Region.of(argument) for argument in call.args[:3])
-        return _Gemm(a, b, c, bool(int(call.args[3])), bool(int(call.args[4])), call.args[9], call)
-
-
-def _uses(function: Any) -> BufferMap:
-    uses = BufferMap()
-
-    def use(buffer: Any) -> _Use:
-        return uses.setdefault(buffer, _Use)
-
-    def visit(node: Any) -> None:
-        name = op_name(node)
-        if isinstance(node, tirx.BufferStore):
-            use(node.buffer).computed = True
-        elif name == "tl.tileop.gemm":
-            gemm = _Gemm.of(node)
-            for region in (gemm.a, gemm.b):
-                rows, columns = region.buffer.shape[-2:]
-                whole = all(is_const(m, 0) for m in region.mins[-2:])
-                sizes = [int(e) for e in region.extents[-2:]]
-                use(region.buffer).partial |= not whole or sizes != [int(rows), int(columns)]
-            use(gemm.c.buffer).computed = True
-        elif name == "tl.tileop.copy":
-            source, target = Region.of(node.args[0]), Region.of(node.args[1])
-            if is_global(source.buffer):
-                use(target.buffer).loaded = True
-            else:
-                use(target.buffer).computed = True
-            use(source.buffer).read = True
-        elif name.startswith("tl.tileop."):
-            for argument in node.args:
-                if op_name(argument) == "tl.region":
-                    region = Region.of(argument)
-                    use(region.buffer).computed |= bool(region.access & 2)
-                    use(region.buffer).read |= bool(region.access & 1)
-
-    walk(function.body, visit)
-
-    # Loads inside regions are positions, not reads; count the others.
-    def reads(node: Any) -> None:
-        if isinstance(node, (tirx.For, tirx.BufferStore, tirx.IfThenElse, tirx.Bind)):
-            roots = {
-                tirx.For: lambda n: [n.min, n.extent],
-                tirx.BufferStore: lambda n: [n.value, *n.indices],
-                tirx.IfThenElse: lambda n: [n.condition],
-                tirx.Bind: lambda n: [n.value],
-            }[type(node)](node)
-            for root in roots:
-                walk(root, lambda n: _mark_read(n, use))
-        elif isinstance(node, tirx.Evaluate) and not op_name(node.value).startswith("tl.tileop."):
-            walk(node.value, lambda n: _mark_atomic(n, use))
-
-    walk(function.body, reads)
-    return uses
-
-
-def _mark_read(node: Any, use: Any) -> None:
-    if isinstance(node, tirx.BufferLoad):
-        use(node.buffer).read = True
-
-
-def _mark_atomic(node: Any, use: Any) -> None:
-    if isinstance(node, tirx.BufferLoad):
-        use(node.buffer).read = use(node.buffer).computed = True
-
-
-def _touches(node: Any, buffer: Any) -> bool:
-    found: list[bool] = []
-
-    def visit(n: Any) -> None:
-        if isinstance(n, (tirx.BufferLoad, tirx.BufferStore)) and n.buffer.same_as(buffer):
-            found.append(True)
-
-    walk(node, visit)
-    return bool(found)
-
-
 class _GemmToCube(RootRewriter):
     def __init__(self, function: Any) -> None:
-        self.uses = _uses(function)
+        self.uses = uses_of(function)
         self.gemm_operands = BufferMap()  # buffer -> transposed
         self.l1 = BufferMap()
         self.l0c = BufferMap()
@@ -153,7 +53,7 @@ class _GemmToCube(RootRewriter):
     def _collect(self, node: Any) -> None:
         if op_name(node) != "tl.tileop.gemm":
             return
-        gemm = _Gemm.of(node)
+        gemm = Gemm.of(node)
         for region, transposed in ((gemm.a, gemm.transpose_a), (gemm.b, not gemm.transpose_b)):
             if self.gemm_operands.get(region.buffer, transposed) != transposed:
                 raise LoweringError(
@@ -235,9 +135,9 @@ class _GemmToCube(RootRewriter):
         for candidate in body:
             if not isinstance(candidate, tirx.Evaluate) or op_name(candidate.value) != "tl.tileop.gemm":
                 continue
-            gemm = _Gemm.of(candidate.value)
+            gemm = Gemm.of(candidate.value)
             target = gemm.c.buffer
-            others = [s for s in body if s is not candidate and _touches(s, target)]
+            others = [s for s in body if s is not candidate and touches(s, target)]
             if others or not gemm.c.covers_buffer() or not _positive(statement.extent):
                 continue
             if _same(gemm.clear, first) or (is_const(gemm.clear, 0) and _cleared(before, target)):
@@ -247,7 +147,7 @@ class _GemmToCube(RootRewriter):
     def visit_evaluate_(self, node: Any) -> Any:
         name = op_name(node.value)
         if name == "tl.tileop.gemm":
-            return self._gemm(_Gemm.of(node.value))
+            return self._gemm(Gemm.of(node.value))
         if name == "tl.tileop.copy":
             return self._copy(node)
         return node
@@ -268,7 +168,7 @@ class _GemmToCube(RootRewriter):
         load = ascend_copy(source, turned.at(tile), **({"transpose": int32(1)} if transposed else {}))
         return sequence([load, node]) if self.uses.get(target.buffer).read else load
 
-    def _gemm(self, gemm: _Gemm) -> Any:
+    def _gemm(self, gemm: Gemm) -> Any:
         types = str(gemm.a.buffer.dtype), str(gemm.c.buffer.dtype)
         if types not in (("int8", "int32"), ("bfloat16", "float32")):
             raise LoweringError(
@@ -299,7 +199,7 @@ class _GemmToCube(RootRewriter):
             return sequence([*stage_a, *stage_b, call, self._l0c_to_ub(target)])
         return sequence([*stage_a, *stage_b, call, *self._add(gemm, sums)])
 
-    def _add(self, gemm: _Gemm, sums: Any) -> list[Any]:
+    def _add(self, gemm: Gemm, sums: Any) -> list[Any]:
         """C = (clear ? 0 : C) + dot, where the accumulator is used in ways that keep it out of L0C."""
         target = gemm.c.buffer
         name = f"{target.name}_dot"
@@ -370,7 +270,7 @@ def _same(a: Any, b: Any) -> bool:
 def _cleared(before: list[Any], buffer: Any) -> bool:
     """True if the last statement that touches the buffer fills all of it with zero."""
     for statement in reversed(before):
-        if _touches(statement, buffer):
+        if touches(statement, buffer):
             call: Any = getattr(statement, "value", None)
             if op_name(call) != "tl.tileop.fill" or not is_const(call.args[1], 0):
                 return False
