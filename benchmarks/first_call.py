@@ -56,7 +56,7 @@ def milliseconds(device: str, cache: Path) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="a device of kernelforge")
-    parser.add_argument("--processes", type=int, default=7, help="with a full cache")
+    parser.add_argument("--processes", type=int, default=5, help="with a full cache")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     given = parser.parse_args()
     report = Report("first_call", f"python benchmarks/first_call.py --device {given.device}", given.device)
