@@ -8,7 +8,7 @@ leaving its registers; the portable body needs nothing but int8 dots.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tilelang.language as T
 
@@ -142,6 +142,38 @@ def entry_element(kv: Any, entries: Any, segment: Any, row: Any, k: Any) -> Any:
 
 
 @T.macro
+def load_entries(tile: Any, kv: Any, entries: Any, segment: Any, rows: Any, first: Any, column: int) -> None:
+    """tile[j, k] = element ``column`` + k of the entry ``rows[first + j]``, as :func:`entry_element` reads it."""
+    for j, k in T.Parallel(tile.shape[0], tile.shape[1]):
+        tile[j, k] = T.cast(entry_element(kv, entries, segment, rows[first + j], column + k), "uint16")
+
+
+class Chunk(NamedTuple):
+    """What a chunk's scores become, in shared memory.
+
+    Attributes:
+        scores: float32 [heads, 128].
+        m, l: float32 [heads]: the chunk's maximum and denominator.
+        kept, added: float32 [heads]: what the numerators before and the chunk's are multiplied by.
+    """
+
+    scores: Any
+    m: Any
+    l: Any  # noqa: E741
+    kept: Any
+    added: Any
+
+
+def open_chunk(m: Any, l: Any, o: Sequence[Any], fresh: bool) -> Chunk:  # noqa: E741
+    """Tiles for a chunk's contribution to a state, which is emptied first if it is ``fresh``."""
+    if fresh:
+        start_empty(m, l, o)
+    heads = m.shape[0]
+    scores = T.alloc_shared((heads, CHUNK), "float32")
+    return Chunk(scores, *(T.alloc_shared((heads,), "float32") for _ in range(4)))
+
+
+@T.macro
 def largest_scores(scores: Any, m: Any) -> None:
     """m[i] = the largest of scores[i, :]."""
     for i in T.Parallel(scores.shape[0]):
@@ -216,8 +248,7 @@ def attention_chunk(
         factor=factor_bits,
         fresh=int(fresh),
     ):
-        if fresh:
-            start_empty(m, l, o)
+        chunk = open_chunk(m, l, o, fresh)
         heads, width = q_high.shape
         block_D = o[0].shape[1]
         raw = T.alloc_shared((block_E, width), "uint16")
@@ -225,21 +256,15 @@ def attention_chunk(
         k_low = T.alloc_shared((block_E, width), "int8")
         k_exponent = T.alloc_shared((block_E,), "int32")
         exponent = T.alloc_shared((CHUNK,), "int32")
-        scores = T.alloc_shared((heads, CHUNK), "float32")
         weights = T.alloc_shared((heads, CHUNK), "int16")
         p_high = T.alloc_shared((heads, CHUNK), "int8")
         p_low = T.alloc_shared((heads, CHUNK), "int8")
-        chunk_m = T.alloc_shared((heads,), "float32")
-        chunk_l = T.alloc_shared((heads,), "float32")
-        kept = T.alloc_shared((heads,), "float32")
-        added = T.alloc_shared((heads,), "float32")
         largest = T.alloc_shared((1,), "int32")
         high = T.alloc_fragment((heads, block_E), "int32")
         cross = T.alloc_fragment((heads, block_E), "int32")
         low = T.alloc_fragment((heads, block_E), "int32")
         for part in T.serial(CHUNK // block_E):
-            for j, k in T.Parallel(block_E, width):
-                raw[j, k] = T.cast(entry_element(kv, entries, segment, rows[part * block_E + j], k), "uint16")
+            load_entries(raw, kv, entries, segment, rows, part * block_E, 0)
             cut_rows(raw, k_high, k_low, k_exponent)
             T.gemm(q_high, k_high, high, transpose_B=True, clear_accum=True)
             T.gemm(q_high, k_low, cross, transpose_B=True, clear_accum=True)
@@ -250,7 +275,7 @@ def attention_chunk(
                 score = joined(high[i, j], cross[i, j], low[i, j])
                 score = scale_by_power_of_two(score, q_exponent[i] + k_exponent[j] - 30) * T.float32(factor)
                 score = clamp_score(score)
-                scores[i, part * block_E + j] = T.if_then_else(
+                chunk.scores[i, part * block_E + j] = T.if_then_else(
                     rows[part * block_E + j] < 0, T.float32(INVISIBLE), score
                 )
             for j in T.Parallel(block_E):
@@ -261,10 +286,10 @@ def attention_chunk(
             for j in T.serial(CHUNK):
                 top = T.max(top, exponent[j])
             largest[i] = top
-        largest_scores(scores, chunk_m)
+        largest_scores(chunk.scores, chunk.m)
         for i, j in T.Parallel(heads, CHUNK):
             weight = T.alloc_var("float32")
-            weight = exp2(scores[i, j] - chunk_m[i]) * T.float32(WEIGHT_ONE)
+            weight = exp2(chunk.scores[i, j] - chunk.m[i]) * T.float32(WEIGHT_ONE)
             weights[i, j] = T.cast(_nearest(weight), "int16")
             places = T.alloc_var("int32")
             places = T.max(exponent[j] - largest[0], -30)
@@ -278,8 +303,8 @@ def attention_chunk(
             for j in T.serial(CHUNK):
                 total = total + T.cast(weights[i, j], "int32")
             unusable = (q_exponent[i] == windows.UNUSABLE) | (largest[0] == windows.UNUSABLE)
-            chunk_l[i] = float_of(T.if_then_else(unusable, integer.FLOAT32_NAN, bits_of(T.cast(total, "float32"))))
-        merge_factors(m, l, chunk_m, chunk_l, kept, added)
+            chunk.l[i] = float_of(T.if_then_else(unusable, integer.FLOAT32_NAN, bits_of(T.cast(total, "float32"))))
+        merge_factors(m, l, chunk.m, chunk.l, chunk.kept, chunk.added)
         v_high = T.alloc_shared((block_D, CHUNK), "int8")
         v_low = T.alloc_shared((block_D, CHUNK), "int8")
         o_high = T.alloc_fragment((heads, block_D), "int32")
@@ -300,7 +325,7 @@ def attention_chunk(
                 value = T.alloc_var("float32")
                 value = joined(o_high[i, d], o_cross[i, d], o_low[i, d])
                 value = scale_by_power_of_two(value, largest[0] - 15)
-                tile[i, d] = limit(tile[i, d] * kept[i]) + limit(value * added[i])
+                tile[i, d] = limit(tile[i, d] * chunk.kept[i]) + limit(value * chunk.added[i])
 
 
 def _nearest(x: Any) -> Any:

@@ -12,7 +12,7 @@ import tilelang.language as T
 
 from ...formats.tile import bf16, integer
 from ..attention import CHUNK, WEIGHT_ONE
-from .attention import INVISIBLE, entry_element, float_of, limit, merge_factors, start_empty
+from .attention import INVISIBLE, float_of, limit, load_entries, merge_factors, open_chunk
 from .composite import composite
 from .elementary import exp2
 from .rounded_dot import rounded_dot
@@ -60,46 +60,39 @@ def attention_chunk_native(
         factor=factor_bits,
         fresh=int(fresh),
     ):
-        if fresh:
-            start_empty(m, l, o)
+        chunk = open_chunk(m, l, o, fresh)
         heads, width = q.shape
         block_D = o[0].shape[1]
         keys = T.alloc_shared((block_E, width), "uint16")
-        scores = T.alloc_shared((heads, CHUNK), "float32")
         p = T.alloc_shared((heads, CHUNK), "uint16")
         partial = T.alloc_shared((heads, LANES), "float32")
-        chunk_m = T.alloc_shared((heads,), "float32")
-        chunk_l = T.alloc_shared((heads,), "float32")
-        kept = T.alloc_shared((heads,), "float32")
-        added = T.alloc_shared((heads,), "float32")
         products = T.alloc_fragment((heads, block_E), "float32")
         for part in T.serial(CHUNK // block_E):
-            for j, k in T.Parallel(block_E, width):
-                keys[j, k] = T.cast(entry_element(kv, entries, segment, rows[part * block_E + j], k), "uint16")
+            load_entries(keys, kv, entries, segment, rows, part * block_E, 0)
             rounded_dot(q, keys, products, True)
             for i, j in T.Parallel(heads, block_E):
-                scores[i, part * block_E + j] = T.if_then_else(
+                chunk.scores[i, part * block_E + j] = T.if_then_else(
                     rows[part * block_E + j] < 0, T.float32(INVISIBLE), products[i, j] * T.float32(factor)
                 )
         for i, lane in T.Parallel(heads, LANES):
             largest = T.alloc_var("float32")
-            largest = scores[i, lane]
+            largest = chunk.scores[i, lane]
             for j in T.serial(CHUNK // LANES):
-                largest = larger_or_nan(largest, scores[i, j * LANES + lane])
+                largest = larger_or_nan(largest, chunk.scores[i, j * LANES + lane])
             partial[i, lane] = largest
         for i in T.Parallel(heads):
             largest = T.alloc_var("float32")
             largest = partial[i, 0]
             for lane in T.serial(LANES):
                 largest = larger_or_nan(largest, partial[i, lane])
-            chunk_m[i] = float_of(T.if_then_else(not_finite(largest), 0, bits_of(largest)))
-            chunk_l[i] = float_of(T.if_then_else(not_finite(largest), integer.FLOAT32_NAN, 0))
+            chunk.m[i] = float_of(T.if_then_else(not_finite(largest), 0, bits_of(largest)))
+            chunk.l[i] = float_of(T.if_then_else(not_finite(largest), integer.FLOAT32_NAN, 0))
         for i, lane in T.Parallel(heads, LANES):
             total = T.alloc_var("float32")
             total = T.float32(0)
             for j in T.serial(CHUNK // LANES):
                 weight = T.alloc_var("float32")
-                weight = exp2(scores[i, j * LANES + lane] - chunk_m[i]) * T.float32(WEIGHT_ONE)
+                weight = exp2(chunk.scores[i, j * LANES + lane] - chunk.m[i]) * T.float32(WEIGHT_ONE)
                 code = T.alloc_var("int32")
                 code = bf16.encode(bits_of(weight))
                 p[i, j * LANES + lane] = T.cast(code, "uint16")
@@ -107,19 +100,18 @@ def attention_chunk_native(
             partial[i, lane] = total
         for i in T.Parallel(heads):
             total = T.alloc_var("float32")
-            total = chunk_l[i]
+            total = chunk.l[i]
             for lane in T.serial(LANES):
                 total = total + partial[i, lane]
-            chunk_l[i] = total
-        merge_factors(m, l, chunk_m, chunk_l, kept, added)
+            chunk.l[i] = total
+        merge_factors(m, l, chunk.m, chunk.l, chunk.kept, chunk.added)
         values = T.alloc_shared((CHUNK, block_D), "uint16")
         sums = T.alloc_fragment((heads, block_D), "float32")
         for block, tile in enumerate(o):
-            for j, d in T.Parallel(CHUNK, block_D):
-                values[j, d] = T.cast(entry_element(kv, entries, segment, rows[j], block * block_D + d), "uint16")
+            load_entries(values, kv, entries, segment, rows, 0, block * block_D)
             rounded_dot(p, values, sums, False)
             for i, d in T.Parallel(heads, block_D):
-                tile[i, d] = limit(tile[i, d] * kept[i]) + limit(sums[i, d] * added[i])
+                tile[i, d] = limit(tile[i, d] * chunk.kept[i]) + limit(sums[i, d] * chunk.added[i])
 
 
 @T.macro
