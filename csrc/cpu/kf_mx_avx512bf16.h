@@ -50,6 +50,19 @@ void bf16_kernel(float* acc, int64_t ld_acc, const uint16_t* a, const float* fac
   }
 }
 
+// Brings part `turn` of `turns` of a panel's packed columns nearer while the panel before it is computed: few bytes of
+// each of many rows, which no hardware prefetcher foresees.
+KF_INLINE void prefetch_panel(const MxTile& tile, int col, int first, int blocks, int turn, int turns) {
+  constexpr int kLine = 64;
+  const int n = std::min(kPanel, tile.n - col), each = (n + turns - 1) / turns;
+  const int bytes = std::min(blocks, tile.blocks() - first) * (kBlock / 2);
+  for (int c = turn * each; c < std::min(n, (turn + 1) * each); ++c) {
+    const char* codes = reinterpret_cast<const char*>(tile.w_row(col + c)) + int64_t(first) * (kBlock / 2);
+    for (int at = 0; at < bytes; at += kLine) _mm_prefetch(codes + at, _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(tile.w_scale_row(col + c) + first), _MM_HINT_T1);
+  }
+}
+
 template <int kFormat>
 int bf16_accumulate(const MxTile& tile) {
   constexpr int kChunk = 16, kRowChunk = 512;
@@ -80,8 +93,15 @@ int bf16_accumulate(const MxTile& tile) {
           if (status != kOk) return status;
           continue;
         }
+        const bool last = col + kPanel >= tile.n;
+        const int next_col = last ? 0 : col + kPanel, next_first = last ? first + chunk : first;
+        const int turns = (m + kPanelRows - 1) / kPanelRows;
+        int turn = 0;
         for_row_groups<false>(tile.acc + row * tile.ld_acc + col, tile.ld_acc, m, n, edge,
                               [&](auto group, int r, float* out, int64_t ld_out) {
+                                if (next_first < tile.blocks()) {
+                                  prefetch_panel(tile, next_col, next_first, chunk, turn++, turns);
+                                }
                                 bf16_kernel<kFormat, decltype(group)::value>(
                                     out, ld_out, a + int64_t(r) * blocks * kBlock, factor + r, m, w, blocks,
                                     tile.clear && first == 0);

@@ -219,14 +219,19 @@ def _handling(layer: _Layer, costs: Sequence[float], rounds: int) -> tuple[float
     """What a call takes beside its products: for each wave (posting, sorting, waking a thread), and once; from calls
     over a link without limits. The time for a wave is a processor's."""
     free = Link(bandwidth=1e15)
-    beside = []
+    beside, cut = [], []
     for waves in (1, *WAVES):
-        modelled = simulate(program("waves", waves), loads(layer.counts, waves, costs, free)).seconds
+        modelled = _modelled("waves", loads(layer.counts, waves, costs, free))
         beside.append(statistics.median(layer.call("waves", waves)[0] for _ in range(rounds)) - modelled)
-    for_each, once = np.polyfit((1, *WAVES), beside, 1)
+        cut.append(loads(layer.counts, waves, costs, free).waves)  # fewer, where few experts have rows
+    for_each, once = np.polyfit(cut, beside, 1)
     sharing = max(1.0, layer.group.size() / loads(layer.counts, 1, costs, free).processors)
     for_each, once = _mean(layer.group, [for_each, once])
     return max(for_each, 0.0) / sharing, max(once, 0.0)
+
+
+def _modelled(schedule: str, work: Loads) -> float:
+    return simulate(program(schedule, work.waves), work).seconds
 
 
 def measure(group: dist.ProcessGroup, tokens: int, rounds: int) -> Measurement:
@@ -243,7 +248,7 @@ def measure(group: dist.ProcessGroup, tokens: int, rounds: int) -> Measurement:
     link = Link(once.link_seconds / once.shared_compute_seconds, LATENCY)
 
     def predict(schedule: str, waves: int) -> float:
-        return simulate(program(schedule, waves), loads(layer.counts, waves, costs, link, around)).seconds
+        return _modelled(schedule, loads(layer.counts, waves, costs, link, around))
 
     configure(group, Options(timeout=60.0, link=link))
     halves = min(WAVES, key=lambda waves: predict("two_stage", waves))
