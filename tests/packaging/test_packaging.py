@@ -113,11 +113,12 @@ def test_the_cuda_extra_is_all_that_a_kernel_needs(tmp_path):
     _run(sys.executable, "-m", "pip", "install", "--quiet", "--target", tmp_path / "extra", *extra)
     program = (
         "import torch, kernelforge as kf; from kernelforge_cuda import nvcc; "
-        "w = kf.quantize_mxfp4(torch.randn(8, 32), backend='cuda:virtual'); print(nvcc.find(), tuple(w[0].shape))"
+        "codes, scale = torch.arange(16).to(torch.uint8).repeat(8, 1), torch.full((8, 1), 127, dtype=torch.uint8); "
+        "virtual, cpu = (kf.mxfp4_gemm(codes, scale, codes, scale, backend=b) for b in ('cuda:virtual', 'cpu')); "
+        "print(nvcc.find(), torch.equal(virtual, cpu))"
     )
     environment = {"PATH": "/usr/bin:/bin", "CUDA_HOME": "", "CUDA_PATH": "", "PYTHONPATH": str(tmp_path / "extra")}
-    found, *shape = _run(
-        sys.executable, "-c", program, KERNELFORGE_CACHE=str(tmp_path / "cache"), cwd=str(tmp_path), **environment
-    ).split(maxsplit=1)
+    environment |= {"KERNELFORGE_CACHE": str(tmp_path / "cache"), "cwd": str(tmp_path)}
+    found, equal = _run(sys.executable, "-c", program, **environment).split()
     assert Path(found).is_relative_to(tmp_path / "extra")
-    assert shape == ["(8, 16)"]
+    assert equal == "True"
