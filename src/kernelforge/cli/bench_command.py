@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
 @click.command("bench")
@@ -24,6 +28,7 @@ def command(op: str | None, every: bool, device: str, threads: int | None, out: 
     import torch
 
     from .. import backends
+    from ..nn.benchmark import MODULES
     from ..ops.spec import spec, specs
     from .terminal import console, progress, show_report
 
@@ -42,7 +47,13 @@ def command(op: str | None, every: bool, device: str, threads: int | None, out: 
         typed = f"kernelforge bench {one.name} --device {device}" + (f" --threads {threads}" if threads else "")
         with progress() as bar:
             task = bar.add_task(one.name, total=None)
-            report = function(device, typed, lambda what, t=task: bar.update(t, description=what))
+
+            def observe(what: str, t: TaskID = task) -> None:
+                bar.update(t, description=what)
+
+            report = function(device, typed, observe)
+            if one.name in MODULES:
+                report.rows += MODULES[one.name](device, observe)
         if where.virtual and executor not in report.notes:
             report.notes.insert(0, executor)
         show_report(screen, f"{one.name} on {device}", report)

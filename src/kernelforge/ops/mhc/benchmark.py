@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...bench import Report, Row, interleaved, measure_roofline, peak_memory
+from ...bench import Report, Row, interleaved, measure_roofline
 from ...bench.competing import against_torch
 from ...runtime import host_memory
 from ..support import home_of
@@ -58,8 +58,6 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
             report.rows.append(_in_fresh_memory(report.rows[-1], ours, given, device))
         observe(f"{name} backward")
         report.rows.append(_backward(f"{name}, {size}, backward", ours, theirs, given, device, roof.copy))
-    if home == "cpu":
-        report.rows += _modules(device, observe)
     return report
 
 
@@ -77,35 +75,6 @@ def _in_fresh_memory(row: Row, ours: Any, given: tuple[Tensor, ...], device: str
         assert isinstance(theirs, float)
         values[f"x {other}"] = theirs / taken
     return Row(f"{row.name}, in fresh memory", values)
-
-
-def _modules(device: str, observe: Callable[[str], None]) -> list[Row]:
-    """Forward and backward of modules around a cheap block: ``recompute`` off, and on but for every fourth."""
-    from ...nn import HyperConnection
-
-    layers, run, tokens = 12, 4, 512
-    calls = {}
-    for recompute in (False, True):
-        torch.manual_seed(0)
-        modules = [HyperConnection(C, N, recompute=recompute and i % run > 0, backend=device) for i in range(layers)]
-        start = torch.randn(1, tokens, N, C).to(torch.bfloat16)
-
-        def call(modules: list[HyperConnection] = modules, start: Tensor = start) -> None:
-            x = start.requires_grad_()
-            for module in modules:
-                x = module(x, torch.nn.functional.silu)
-            x.backward(torch.ones_like(x))
-
-        kept = f"streams kept every {run}" if recompute else "all streams kept"
-        calls[f"{layers} HyperConnection, {tokens} tokens, forward and backward, {kept}"] = call
-    observe("modules")
-    taken = interleaved(calls, rounds=3)
-    rows = []
-    for name, call in calls.items():
-        memory = peak_memory(call)
-        values = {"ms": taken[name].median * 1e3, "extra MiB": None if memory is None else memory / 2**20}
-        rows.append(Row(name, values))
-    return rows
 
 
 def _operands(tokens: int, channels: int, home: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

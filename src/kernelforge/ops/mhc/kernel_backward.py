@@ -49,12 +49,13 @@ def mhc_post_backward(n, C, dtype, block_T, block_C, threads):
                 m[i, k] = read(comb[T.min(bx * block_T + i, tokens - 1), k])
             clear_lanes(lanes)
             for step in T.serial(C // tile_C):
-                # One tensor a loop: a compiler can then tell that stores do not change what is loaded.
-                for i, k, c in T.Parallel(block_T, n, tile_C):
+                # One tensor a loop: a compiler can then tell that stores do not change what is loaded. Streams come
+                # first: threads then divide tokens and channels evenly, whatever n is.
+                for k, i, c in T.Parallel(n, block_T, tile_C):
                     g[i, k * tile_C + c] = value(
                         grad[T.min(bx * block_T + i, tokens - 1), k * C + step * tile_C + c], dtype
                     )
-                for i, k, c in T.Parallel(block_T, n, tile_C):
+                for k, i, c in T.Parallel(n, block_T, tile_C):
                     streams[i, k * tile_C + c] = value(
                         x[T.min(bx * block_T + i, tokens - 1), k * C + step * tile_C + c], dtype
                     )
@@ -65,18 +66,18 @@ def mhc_post_backward(n, C, dtype, block_T, block_C, threads):
                         y_grad[bx * block_T + i, step * tile_C + c] = stored(
                             ordered_sum([gate[i, k] * g[i, k * tile_C + c] for k in range(n)]), dtype
                         )
-                for i, j, c in T.Parallel(block_T, n, tile_C):
+                for j, i, c in T.Parallel(n, block_T, tile_C):
                     if bx * block_T + i < tokens:
                         x_grad[bx * block_T + i, j * C + step * tile_C + c] = stored(
                             ordered_sum([m[i, j * n + k] * g[i, k * tile_C + c] for k in range(n)]), dtype
                         )
-                for i, k, lane in T.Parallel(block_T, n, LANES):
+                for k, i, lane in T.Parallel(n, block_T, LANES):
                     for part in T.unroll(tile_C // LANES):
                         lanes[k * block_T + i, lane] = (
                             lanes[k * block_T + i, lane]
                             + g[i, k * tile_C + part * LANES + lane] * block[i, part * LANES + lane]
                         )
-                for i, j, k, lane in T.Parallel(block_T, n, n, LANES):
+                for j, k, i, lane in T.Parallel(n, n, block_T, LANES):
                     for part in T.unroll(tile_C // LANES):
                         lanes[(n + j * n + k) * block_T + i, lane] = (
                             lanes[(n + j * n + k) * block_T + i, lane]

@@ -131,9 +131,9 @@ def specs(p: Problem, parameters: Parameters) -> dict[str, KernelSpec]:
     }
     if not p.head:
         given |= {"post": shape, "post_backward": shape}
-    found = {}
+    words, found = iters * p.n**2, {}
     for name, static in given.items():
-        tiles = schedule("mhc", p.device, kernel=name, tokens=p.tokens, n=p.n, C=p.C, words=iters * p.n**2)
+        tiles = schedule("mhc", p.device, kernel=name, tokens=p.tokens, n=p.n, C=p.C, rows=p.outputs, words=words)
         module = FORWARD if name in ("weights", "pre", "post") else BACKWARD
         found[name] = KernelSpec.of(f"{module}:mhc_{name}", NEEDS, **static, **tiles)
     return found
