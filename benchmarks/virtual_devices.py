@@ -35,6 +35,8 @@ ROUNDS = 7
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 M, N, K = 64, 4096, 4096
 MODES = ("W4A4", "W4A8", "W4A16")
+MEMORY_ROWS = (512, 8192, 131072)
+"""Of the int8 GEMM whose memory is measured: a grid, 16 times and 256 times as many blocks, on as many threads."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def measure(name: str, arch: str, modes: list[str], observe: Callable[[str], Non
                 same_bits(found, expected, f"{mode} on {shown}")
                 add(f"{mode} M={M}, N={N}, K={K} {checked} checkers", taken, limit)
     observe(f"memory of {shown}")
-    rises = {size // 128 * 2: memory_of_a_process(size, name) / 2**20 for size in (512, 16384)}
+    rises = {size // 128 * 2: memory_of_a_process(size, name) / 2**20 for size in MEMORY_ROWS}
     for blocks, rise in rises.items():
         rows.append(Row(f"memory of a launch of {blocks} blocks, {shown}", {"MiB above operands": rise}))
     least, most = min(rises), max(rises)

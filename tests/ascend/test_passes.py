@@ -333,16 +333,36 @@ def test_the_loop_scheduler_leaves_z3_as_it_found_it(monkeypatch):
         raise RuntimeError("no schedule")
 
     before = z3.get_param("smt.arith.solver")
-    monkeypatch.setattr(scheduling, "z3_schedule_loop_ffi", fails)
+    monkeypatch.setattr(scheduling, "_schedule", fails)
     with pytest.raises(RuntimeError, match="no schedule"):
         scheduling.schedule_loop(1)
     assert seen == ["2"]
     assert z3.get_param("smt.arith.solver") == before
 
 
-def test_tilelang_calls_our_loop_scheduler(monkeypatch):
+def test_the_loop_scheduler_states_tilelangs_problem(monkeypatch):
     calls = []
-    original = scheduling.z3_schedule_loop_ffi
-    monkeypatch.setattr(scheduling, "z3_schedule_loop_ffi", lambda *a: calls.append(a) or original(*a))
+    original = scheduling._schedule
+    monkeypatch.setattr(scheduling, "_schedule", lambda *a: calls.append((a, original(*a))) or calls[-1][1])
     lower(kernels.interrupted_gemm(32, 64, 128, 32), backend, ARCH)
     assert calls
+    for arguments, (starts, versions, interval) in calls:
+        its_starts, its_versions, its_interval = scheduling.z3_schedule_loop_ffi(*arguments)
+        assert abs(interval - its_interval) <= 0.06 * its_interval
+        assert (len(starts), len(versions)) == (len(its_starts), len(its_versions))
+        latencies, data = list(arguments[1]), [tuple(map(int, one)) for one in arguments[4]]
+        assert min(starts) < interval
+        for first, second, distance, latency in data:
+            turns = distance if distance >= 0 else versions[-distance - 1]
+            assert starts[second] - starts[first] >= latency - interval * turns
+        for a, b in (tuple(map(int, one)) for one in arguments[5]):
+            ahead = (starts[b] - starts[a]) % interval
+            assert ahead >= int(arguments[2][a])
+            assert interval - ahead >= int(arguments[2][b])
+        assert len(starts) == len(latencies)
+
+
+def test_schedules_of_given_stages_are_tilelangs(monkeypatch):
+    monkeypatch.setattr(scheduling, "z3_schedule_loop_ffi", lambda *arguments: arguments)
+    given = (2, [1], [1], [1], [], [], [], [], [], [], [], False, [0], True)
+    assert scheduling.schedule_loop(*given) == given
