@@ -11,10 +11,9 @@ import torch
 from ...backends import device as find_device
 from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory
 from ..mx_quantize.op import dequantize_mxfp4, quantize_mxfp4
-from .op import indexer_logits, lightning_indexer
-
-HEADS, DEPTH, TOPK = 64, 128, 512
-"""DeepSeek-V4-Flash."""
+from . import recall
+from .op import lightning_indexer
+from .recall import DEPTH, HEADS, TOPK
 
 QUERY_BLOCK = 128
 """Queries that torch takes at a time in prefill: the scores of all heads of a block are written out."""
@@ -161,11 +160,18 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
     report.notes.append(
         "recall: of the 512 of 16K entries that float32 scores choose, the share that the call chooses; of its own FP4 "
         "operands' scores (rounding to bfloat16 alone), and of the scores of the operands before quantization. "
-        "Structured data under noise: see recall() in ops/lightning_indexer/benchmark.py."
+        "Structured data under noise, see ops/lightning_indexer/recall.py. score kept: the chosen entries' scores "
+        "before quantization, over the most that 512 have. cut / error: how far those scores fall from 32 ranks above "
+        "the cut to 32 below, over the error that quantization brings."
     )
     for noise in (0.5, 1.0, 2.0):
-        rounding, all_in_all = recall(noise, device)
-        values = {"recall, bf16 scores %": 100 * rounding, "recall, FP4 and bf16 scores %": 100 * all_in_all}
+        found = recall.measure(noise, device)
+        values = {
+            "recall, bf16 scores %": 100 * found.rounded,
+            "recall, FP4 and bf16 scores %": 100 * found.quantized,
+            "score kept %": 100 * found.score,
+            "cut / error": found.slope,
+        }
         report.rows.append(Row(f"recall, noise {noise}", values))
     return report
 
@@ -218,31 +224,3 @@ def _selection_row(home: str) -> Row:
             "x float32": taken["float32"].median / taken["bfloat16"].median,
         },
     )
-
-
-def recall(noise: float, device: str = "cpu", queries: int = 16, entries: int = 1 << 14) -> tuple[float, float]:
-    """Shares of the top 512 by float32 scores that the call finds: scores of its FP4 operands, and of those before.
-
-    Structured data: entries come in passages of 64 that share a direction in a 128-wide space, a query asks for 8
-    passages, each head for one of them, and every vector is under noise of ``noise`` times the direction's size.
-    """
-    draw = torch.Generator().manual_seed(1)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=draw)
-
-    passages = normal(entries // 64, DEPTH)
-    k = passages.repeat_interleave(64, 0) + noise * normal(entries, DEPTH)
-    asked = torch.stack([torch.randperm(len(passages), generator=draw)[:8] for _ in range(queries)])
-    q = passages[asked].repeat_interleave(HEADS // 8, 1) + noise * normal(queries, HEADS, DEPTH)
-    weights = normal(queries, HEADS).abs() * (HEADS * DEPTH) ** -0.5
-    q4, q_scale = quantize_mxfp4(q)
-    k4, k_scale = quantize_mxfp4(k)
-    chosen = lightning_indexer(q4, q_scale, k4, k_scale, weights, TOPK, backend=device).long()
-    found = torch.zeros(queries, entries, dtype=torch.bool).scatter_(1, chosen, True)
-    before = (weights[:, None] @ (q.flatten(0, 1) @ k.T).relu_().view(queries, HEADS, -1)).squeeze(1)
-    exact = indexer_logits(q4, q_scale, k4, k_scale, weights, out_dtype=torch.float32, backend=device)
-    rounding, all_in_all = (
-        float(found.gather(1, scores.topk(TOPK).indices).float().mean()) for scores in (exact, before)
-    )
-    return rounding, all_in_all
