@@ -11,7 +11,7 @@ from kernelforge import backends
 from kernelforge.runtime import KernelSpec, compile, kernels, workers
 from kernelforge.runtime.cache import Cache
 
-KERNEL = KernelSpec.of("kernelforge.ops.compress.kernel_backward:sum_of_parts", rows=3, D=32, block_C=32, threads=32)
+KERNEL = KernelSpec.of("kernelforge.ops.compress.kernel_backward:sum_of_parts", D=32, block_C=32, threads=32)
 
 
 @pytest.fixture
@@ -53,13 +53,13 @@ def test_a_kernel_that_cannot_be_compiled_raises_its_own_error(cpu):
 
 
 def test_a_worker_that_died_is_replaced(cpu):
-    other = KernelSpec.of(KERNEL.builder, **{**dict(KERNEL.parameters), "rows": 5})
+    other = KernelSpec.of(KERNEL.builder, **{**dict(KERNEL.parameters), "D": 64})
     with workers.compiling(1):
         kernels.artifact(KERNEL, *cpu)
         (first,) = _pids()
         os.kill(first, signal.SIGKILL)
         kernels.artifact(other, *cpu)
-        third = KernelSpec.of(KERNEL.builder, **{**dict(KERNEL.parameters), "rows": 6})
+        third = KernelSpec.of(KERNEL.builder, **{**dict(KERNEL.parameters), "D": 96})
         kernels.artifact(third, *cpu)
         assert len(_pids()) == 2
 

@@ -58,7 +58,7 @@ def compressors() -> Iterator[TileMap]:
         of_chunks = [*room, parts == BATCH * chunks, chunks == (entries + CHUNK - 1) / CHUNK]
         grads = ("kv_grad", "gate_grad")
         yield TileMap(f"{kind} token gradient", spec, {"length": length}, premises=of_chunks, partial=grads)
-    yield TileMap("sum of parts", KernelSpec.of(f"{_BACKWARD}:sum_of_parts", D=D, rows=9, block_C=32, threads=128))
+    yield TileMap("sum of parts", KernelSpec.of(f"{_BACKWARD}:sum_of_parts", D=D, block_C=32, threads=128))
 
 
 def projections() -> Iterator[TileMap]:

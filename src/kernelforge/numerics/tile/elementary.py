@@ -92,17 +92,20 @@ def exp2(x: Any) -> Any:
 
 @T.macro
 def exp2_nonpositive(x: Any) -> Any:
-    """2^x for -100 <= x <= 0, with the bits of :func:`exp2`, and NaN for NaN; elsewhere no value is defined."""
+    """2^x for -100 <= x <= 0, with the bits of :func:`exp2`, and a NaN for a NaN; elsewhere no value is defined.
+
+    The power of two is multiplied in, where ``exp2`` adds to the exponent: exact as well, and a NaN needs no compare.
+    """
     argument = T.alloc_var("float32")
     result = T.alloc_var("float32")
     argument = x
     with _region("exp2_nonpositive", argument, result):
-        n = T.alloc_var("int32")
+        shifted = T.alloc_var("float32")
         r = T.alloc_var("float32")
-        n = _round(argument)
-        r = argument - T.cast(n, "float32")
-        n = _bits(T.float32(1) + (r + r * _horner(r, pinned.EXP2))) + (n << 23)
-        result = _float(_nan_or(_bits(argument), n))
+        shifted = argument + _constant(pinned.ROUND)
+        r = shifted - _constant(pinned.ROUND)  # two statements, or compilers on the way cancel it
+        r = argument - r
+        result = (T.float32(1) + (r + r * _horner(r, pinned.EXP2))) * _float((_bits(shifted) << 23) + pinned.ONE)
     return result
 
 

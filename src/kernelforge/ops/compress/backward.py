@@ -47,7 +47,7 @@ def _backward_impl(
         compiled("token_gradient", *where, **given, chunk=CHUNK)(
             rows(kv), rows(gate), position_bias, lengths, known, rows(grads[0]), rows(grads[1]), sums
         )
-        compiled("sum_of_parts", kv.device, backend, None, D=D, rows=slots + 1)(sums, total)
+        compiled("sum_of_parts", kv.device, backend, None, D=D)(rows(sums), total)
         # Slot j of [series, ratio] is row j % ratio of the bias, in the columns of its series.
         bias = total[:slots].view(-1, ratio, D).transpose(0, 1).reshape(ratio, width)
         return grads[0], grads[1], bias.contiguous(), total[slots].clone()

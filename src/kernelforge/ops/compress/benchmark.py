@@ -40,6 +40,7 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
         "cache are read from there and can exceed it.",
         "Every element of kv takes one exponential, about 33 vector operations in all; they and the traffic of logits "
         "and weights in the first caches are the limit where the operands are in a cache.",
+        "with gradients: entries, then from a gradient of theirs those of tokens, bias and weight.",
         "extra MiB: resident memory at its highest during a call, above operands; the results are part of it.",
     ]
     for name, ours, ratio, series in KINDS:
@@ -48,6 +49,8 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
             observe(what)
             given = _operands(TOKENS, ratio, series, dtype, home)
             report.rows.append(_row(what, ours, given, ratio, device, roof.copy))
+            observe(f"{what}, with gradients")
+            report.rows.append(_row(f"{what}, with gradients", ours, given, ratio, device, roof.copy, train=True))
     return report
 
 
@@ -60,16 +63,27 @@ def _operands(tokens: int, ratio: int, series: int, dtype: torch.dtype, home: st
     return kv, gate, bias, weight, angles.cos(), angles.sin()
 
 
-def _row(what: str, ours: Any, given: Any, ratio: int, device: str, copy: float) -> Row:
+def _row(what: str, ours: Any, given: Any, ratio: int, device: str, copy: float, train: bool = False) -> Row:
+    """Entries, or with ``train`` entries and the gradients of tokens and weights from a gradient of the entries."""
     theirs: Any = eager.compress
     compiled: Any = torch.compile(theirs)
     entries = ours(*given, ratio, backend=device)[0]
+    nbytes = sum(tensor.nbytes for tensor in given[:4]) + entries.nbytes
+    if train:
+        trained = [tensor.clone().requires_grad_() for tensor in given[:4]]
+        given, grad = (*trained, *given[4:]), torch.randn_like(entries)
+        # Tokens are read again and their gradients written, and the entries' read.
+        nbytes += 2 * sum(tensor.nbytes for tensor in trained) + entries.nbytes
+
+    def finish(found: Tensor) -> Any:
+        return torch.autograd.grad(found, trained, grad) if train else found
+
     return against_torch(
         what,
-        lambda: ours(*given, ratio, backend=device),
-        lambda: theirs(*given, ratio),
-        lambda: compiled(*given, ratio),
-        sum(tensor.nbytes for tensor in given[:4]) + entries.nbytes,
+        lambda: finish(ours(*given, ratio, backend=device)[0]),
+        lambda: finish(theirs(*given, ratio)),
+        lambda: finish(compiled(*given, ratio)),
+        nbytes,
         copy,
         rounds=7,
     )

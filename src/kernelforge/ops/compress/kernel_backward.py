@@ -181,24 +181,26 @@ def token_gradient(ratio, overlap, D, chunk, dtype, block_C, threads):
     return main
 
 
-def sum_of_parts(D, rows, block_C, threads):
-    """out[j, c] = the sum over parts of sums[part, j, c], ascending from +0.
+def sum_of_parts(D, block_C, threads):
+    """out[j, c] = the sum over parts of sums[part * rows + j, c], ascending from +0.
 
     Args:
-        D, rows: extents.
+        D: channels.
         block_C, threads: schedule.
     """
-    parts = T.dynamic("parts")
+    terms, rows = T.dynamic("terms"), T.dynamic("rows")
     tile_C = column_tile(D, block_C)
 
     @T.prim_func
-    def main(sums: T.Tensor((parts, rows, D), "float32"), out: T.Tensor((rows, D), "float32")):
+    def main(sums: T.Tensor((terms, D), "float32"), out: T.Tensor((rows, D), "float32")):
         with T.Kernel(D // tile_C, rows, threads=threads) as (bx, by):
             for c in T.Parallel(tile_C):
                 total = T.alloc_var("float32")
                 total = T.float32(0)
-                for part in T.serial(parts):
-                    total = total + sums[part, by, bx * tile_C + c]
+                for part in T.serial(terms // rows):
+                    # Always inside; said so that the compiler need not check every element.
+                    term = T.max(T.min(part * rows + by, terms - 1), 0)
+                    total = total + sums[term, bx * tile_C + c]
                 out[by, bx * tile_C + c] = canonical(total)
 
     return main

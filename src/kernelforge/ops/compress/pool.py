@@ -11,12 +11,11 @@ from typing import Any
 import tilelang.language as T
 
 from ...formats.tile.integer import MAGNITUDE, SMALLEST_READ
-from ...numerics import elementary as pinned
 from ...numerics.row_sum import LANES
 from ...numerics.tile.elementary import recip_positive
 from ...numerics.tile.row_sum import ordered_sum
-from ...numerics.tile.scalar import bits_of, read
-from .tile import load_new_slots, pool
+from ...numerics.tile.scalar import read
+from .tile import load_new_slots, pool, weight
 
 FEW = 16
 """Slots that one channel keeps in registers."""
@@ -33,10 +32,6 @@ def part_rows(slots: int) -> int:
     return 2 * LANES if _fits(slots) and slots > FEW else 1
 
 
-def _const(bits: int) -> Any:
-    return T.float32(float(pinned.value(bits)))
-
-
 @T.macro
 def logit(gate: Any, bias: Any, dtype: str) -> Any:
     """fl(gate + bias), gate as the contract reads it; bias is not -0, so that adding +0 leaves it as it is."""
@@ -44,30 +39,6 @@ def logit(gate: Any, bias: Any, dtype: str) -> Any:
     bits = T.cast(gate, "int32") << 16 if dtype == "bfloat16" else T.reinterpret(gate, "int32")
     result = T.alloc_var("float32")
     result = T.if_then_else((bits & MAGNITUDE) < SMALLEST_READ, bias, T.reinterpret(bits, "float32") + bias)
-    return result
-
-
-@T.macro
-def weight(z: Any, top: Any) -> Any:
-    """2^((z - top) * log2 e), or +0 below 2^-50; NaN for NaN. The bits of ``tile.weight``.
-
-    The power of two is multiplied in, where ``exp2`` adds to the exponent: exact as well, and a NaN needs no compare.
-    """
-    scaled = T.alloc_var("float32")
-    scaled = (z - top) * _const(pinned.LOG2_E)
-    shifted = T.alloc_var("float32")
-    shifted = scaled + _const(pinned.ROUND)
-    r = T.alloc_var("float32")
-    r = shifted - _const(pinned.ROUND)
-    r = scaled - r
-    q = T.alloc_var("float32")
-    q = _const(pinned.EXP2[0])
-    for coefficient in pinned.EXP2[1:]:
-        q = q * r + _const(coefficient)
-    q = T.float32(1) + (r + r * q)
-    result = T.alloc_var("float32")
-    result = q * T.reinterpret((bits_of(shifted) << 23) + pinned.ONE, "float32")
-    result = T.if_then_else(scaled < T.float32(-50), T.float32(0), result)
     return result
 
 

@@ -103,10 +103,10 @@ def largest(z: Any, first: Any, top: Any) -> None:
 
 
 @T.macro
-def weight(logit: Any, top: Any) -> Any:
-    """2^((logit - top) * log2 e), or 0 below 2^-50."""
+def weight(z: Any, top: Any) -> Any:
+    """2^((z - top) * log2 e), or +0 below 2^-50; a NaN for a NaN. No z is above top."""
     scaled = T.alloc_var("float32")
-    scaled = (logit - top) * T.float32(float(pinned.value(pinned.LOG2_E)))
+    scaled = (z - top) * T.float32(float(pinned.value(pinned.LOG2_E)))
     power = T.alloc_var("float32")
     power = exp2_nonpositive(scaled)
     result = T.alloc_var("float32")
