@@ -17,6 +17,7 @@ from ascend_harness import backend
 from kernelforge.lowering import lower, lower_composites
 from kernelforge_ascend import passes, scheduling
 from kernelforge_ascend.backend import ARCH
+from kernelforge_ascend.modulo_schedule import Problem, schedule
 from kernelforge_ascend.passes import LoweringError
 from kernelforge_ascend.passes.rewriter import root_block
 
@@ -360,6 +361,16 @@ def test_the_loop_scheduler_states_tilelangs_problem(monkeypatch):
             assert ahead >= int(arguments[2][a])
             assert interval - ahead >= int(arguments[2][b])
         assert len(starts) == len(latencies)
+
+
+def test_tasks_may_share_storage_in_several_ways():
+    pair = {"exclusive": [(0, 1), (1, 0)], "owners": [(0, 1, 3, 5), (0, 1, 4, 2)]}
+    rest = {"data": [], "in_order": [], "sizes": [], "memories": [], "stage_order": []}
+    problem = Problem(stages=2, latencies=[5, 5], issue=[2, 2], pipes=[1, 1], one_window=False, **pair, **rest)
+    starts, versions, interval = schedule(problem)
+    ahead = (starts[1] - starts[0]) % interval
+    assert (versions, interval) == ([], 9)  # 4 cycles one way, 5 the other
+    assert ahead == 4
 
 
 def test_schedules_of_given_stages_are_tilelangs(monkeypatch):

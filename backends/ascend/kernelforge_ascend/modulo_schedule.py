@@ -114,11 +114,12 @@ def _statements(problem: Problem, interval: int) -> Iterator[str]:
         if distance < 0:
             turns = f"(- {_number(latency)} (* {interval} buf_{-distance - 1}))"
         yield f"(assert (>= (- {start[b]} {start[a]}) {turns}))"
-    for a, b in problem.exclusive:
-        if a < b:
-            yield from _either(f"O_{a}_{b}", a, b, problem.issue[a], problem.issue[b], interval)
-    for a, b, there, back in problem.owners:
-        yield from _either(f"Owner_{a}_{b}", a, b, there, back, interval)
+    apart = [(f"O_{a}_{b}", a, b, problem.issue[a], problem.issue[b]) for a, b in problem.exclusive if a < b]
+    apart += [(f"Owner_{a}_{b}", a, b, there, back) for a, b, there, back in problem.owners]
+    for name in dict.fromkeys(name for name, *_ in apart):  # a pair may share storage in several ways
+        yield f"(declare-const {name} Bool)"
+    for one in apart:
+        yield from _either(*one, interval)
     for a, b in problem.stage_order:
         yield f"(assert (<= k_{a} k_{b}))"
     for pipe in PIPES if problem.one_window else ():
@@ -132,7 +133,6 @@ def _statements(problem: Problem, interval: int) -> Iterator[str]:
 def _either(name: str, a: int, b: int, there: int, back: int, interval: int) -> Iterator[str]:
     """One before the other, ``there`` or ``back`` cycles apart, in this turn and around to the next."""
     forward, backward = f"(- r_{b} r_{a})", f"(- r_{a} r_{b})"
-    yield f"(declare-const {name} Bool)"
     yield f"(assert (=> {name} (>= {forward} {there})))(assert (=> {name} (>= (+ {backward} {interval}) {back})))"
     yield f"(assert (=> (not {name}) (>= {backward} {back})))"
     yield f"(assert (=> (not {name}) (>= (+ {forward} {interval}) {there})))"

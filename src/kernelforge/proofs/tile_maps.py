@@ -147,20 +147,22 @@ class _Chunks:
 def _hyper_connections() -> Iterator[TileMap]:
     """Both ends of a block and the head, forward and backward; the matrices between them."""
     n, C = 3, 96
+    flat: dict[str, Any] = {"K": n * C, "threads": 128}
     streams: dict[str, Any] = {"n": n, "C": C, "dtype": "bfloat16", "block_T": 16, "block_C": 64, "threads": 128}
     matrix: dict[str, Any] = {"iters": 2, "eps": 1e-6}
     for head in (False, True):
         rows = n if head else n * (n + 2)
         name = "mhc_head" if head else "mhc_pre"
-        weights: dict[str, Any] = {"K": n * C, "dtype": "bfloat16", "threads": 128}
-        yield TileMap(f"{name} weights", KernelSpec.of(f"{_STREAMS}:mhc_weights", rows=rows, **weights))
+        yield TileMap(f"{name} weights", KernelSpec.of(f"{_STREAMS}:mhc_weights", rows=rows, **flat))
         forward = KernelSpec.of(f"{_STREAMS}:mhc_pre", head=head, norm_eps=1e-6, **matrix, **streams)
         yield TileMap(f"{name} forward", forward)
         yield TileMap(
             f"{name} backward", KernelSpec.of(f"{_STREAMS}_backward:mhc_pre_backward", head=head, **matrix, **streams)
         )
-        gradient = KernelSpec.of(f"{_STREAMS}_backward:mhc_weight_gradient", N=rows, block_C=64, **weights)
-        yield TileMap(f"{name} weight gradient", gradient, {"bounds": _Chunks()})
+        weights = KernelSpec.of(
+            f"{_STREAMS}_backward:mhc_weight_gradient", N=rows, dtype="bfloat16", block_C=64, **flat
+        )
+        yield TileMap(f"{name} weight gradient", weights, {"bounds": _Chunks()})
         total = KernelSpec.of(f"{_STREAMS}_backward:mhc_token_sum", N=rows + (1 if head else 3), threads=128)
         yield TileMap(f"{name} token sum", total, {"bounds": _Chunks()})
     yield TileMap("mhc_post forward", KernelSpec.of(f"{_STREAMS}:mhc_post", **streams))
