@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kf_attention.h"
+#include "kf_transpose_512.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
@@ -78,26 +79,7 @@ inline void pack_keys(const int8_t* rows, int width, int8_t* out) {
     const __mmask64 inside = bytes == 64 ? ~uint64_t(0) : (uint64_t(1) << bytes) - 1;
     __m512i a[16], b[16];
     for (int r = 0; r < 16; ++r) a[r] = _mm512_maskz_loadu_epi8(inside, rows + int64_t(r) * width + k);
-    for (int r = 0; r < 16; r += 2) {
-      b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
-      b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
-    }
-    for (int r = 0; r < 16; r += 4) {
-      a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
-      a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
-      a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
-      a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
-    }
-    // a[4 g + i], lane w: word 4 w + i of rows 4 g .. 4 g + 3.
-    for (int i = 0; i < 4; ++i) {
-      const __m512i low = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88), high = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xDD);
-      const __m512i low2 = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
-      const __m512i high2 = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xDD);
-      b[i] = _mm512_shuffle_i32x4(low, low2, 0x88);
-      b[8 + i] = _mm512_shuffle_i32x4(low, low2, 0xDD);
-      b[4 + i] = _mm512_shuffle_i32x4(high, high2, 0x88);
-      b[12 + i] = _mm512_shuffle_i32x4(high, high2, 0xDD);
-    }
+    transpose_words_512(a, b);
     for (int w = 0; w < bytes / 4; ++w) _mm512_store_si512(out + (k / 4 + w) * 64, b[w]);
   }
 }

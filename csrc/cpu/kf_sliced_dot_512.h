@@ -4,6 +4,8 @@
 // weights' column, which is known when the weights are packed.
 #pragma once
 
+#include "kf_transpose_512.h"
+
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
 namespace kf {
@@ -118,25 +120,7 @@ KF_INLINE void pack_strip_512(const int8_t* const rows[16], int k, int depth, in
       const bool none = rows[c] == nullptr;
       x[c] = interleave_512(_mm512_maskz_loadu_epi8(none ? 0 : keep, none ? rows[0] : rows[c] + first));
     }
-    for (int c = 0; c < 16; c += 2) {
-      y[c] = _mm512_unpacklo_epi32(x[c], x[c + 1]);
-      y[c + 1] = _mm512_unpackhi_epi32(x[c], x[c + 1]);
-    }
-    for (int c = 0; c < 16; c += 4) {
-      x[c] = _mm512_unpacklo_epi64(y[c], y[c + 2]);
-      x[c + 1] = _mm512_unpackhi_epi64(y[c], y[c + 2]);
-      x[c + 2] = _mm512_unpacklo_epi64(y[c + 1], y[c + 3]);
-      x[c + 3] = _mm512_unpackhi_epi64(y[c + 1], y[c + 3]);
-    }
-    // x[4 q + j], 128-bit lane p: k group 4 p + j of columns 4 q .. 4 q + 3.
-    for (int j = 0; j < 4; ++j) {
-      const __m512i a = _mm512_shuffle_i32x4(x[j], x[4 + j], 0x88), c = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], 0x88);
-      const __m512i d = _mm512_shuffle_i32x4(x[j], x[4 + j], 0xDD), e = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], 0xDD);
-      y[j] = _mm512_shuffle_i32x4(a, c, 0x88);
-      y[8 + j] = _mm512_shuffle_i32x4(a, c, 0xDD);
-      y[4 + j] = _mm512_shuffle_i32x4(d, e, 0x88);
-      y[12 + j] = _mm512_shuffle_i32x4(d, e, 0xDD);
-    }
+    transpose_words_512(x, y);
     for (int g = 0; g < 16; ++g) {
       _mm512_store_si512(b + (first / 4 + g) * 64, y[g]);
       sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(char(0x80)), y[g]);

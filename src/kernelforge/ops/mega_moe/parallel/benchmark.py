@@ -221,9 +221,10 @@ def _handling(layer: _Layer, costs: Sequence[float], rounds: int) -> tuple[float
     free = Link(bandwidth=1e15)
     beside, cut = [], []
     for waves in (1, *WAVES):
-        modelled = _modelled("waves", loads(layer.counts, waves, costs, free))
-        beside.append(statistics.median(layer.call("waves", waves)[0] for _ in range(rounds)) - modelled)
-        cut.append(loads(layer.counts, waves, costs, free).waves)  # fewer, where few experts have rows
+        work = loads(layer.counts, waves, costs, free)
+        taken = statistics.median(layer.call("waves", waves)[0] for _ in range(rounds))
+        beside.append(taken - _modelled("waves", work))
+        cut.append(work.waves)  # fewer than asked for, where few experts have rows
     for_each, once = np.polyfit(cut, beside, 1)
     sharing = max(1.0, layer.group.size() / loads(layer.counts, 1, costs, free).processors)
     for_each, once = _mean(layer.group, [for_each, once])

@@ -35,19 +35,20 @@ class WavePlan:
         busy = (total.reshape(self.ranks, self.local) > 0).sum(1)
         self.waves = max(1, min(waves, int(busy.max())))
         cost = row_cost * total + expert_cost * (total > 0)
-        hosts = [self._wave_by_wave(host, cost) for host in range(self.ranks)]
+        hosts = [self._wave_by_wave(host, total, cost) for host in range(self.ranks)]
         self._cuts = [cuts for _, cuts in hosts]
         self._order = np.concatenate([order for order, _ in hosts])
         self._counts = self.counts[:, self._order]
         self._starts = np.concatenate([[0], np.cumsum(self._counts[rank])])
 
-    def _wave_by_wave(self, host: int, cost: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _wave_by_wave(
+        self, host: int, total: NDArray[np.int64], cost: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A rank's experts in the order of their waves, and where each wave begins among them."""
         experts = np.arange(host * self.local, (host + 1) * self.local)
-        given = self.counts[:, experts].sum(0) - self.counts[host, experts]
-        idle = self.counts[:, experts].sum(0) == 0
+        given = total[experts] - self.counts[host, experts]
         own = cost[experts]
-        first = np.lexsort((experts, -given / np.where(own > 0, own, 1.0), idle))
+        first = np.lexsort((experts, -given / np.where(own > 0, own, 1.0), total[experts] == 0))
         cuts = _cut(own[first], self.waves)
         waves = np.split(experts[first], cuts[1:-1])
         return np.concatenate([np.sort(wave) for wave in waves]), cuts
