@@ -2,8 +2,8 @@
 
 ``python benchmarks/virtual_devices.py`` measures an int8 GEMM of 256 x 256 x 512 and MXFP4 GEMMs of a model's width on
 every virtual device, with and without the checkers, compares every result's bits, and writes
-``benchmarks/results/virtual_devices.{json,md}``. It ends with exit code 1 where a limit is not kept. These times say
-nothing about the devices.
+``benchmarks/results/virtual-devices-<device>.{json,md}``. It ends with exit code 1 where a limit is not kept. These
+times say nothing about the devices.
 """
 
 from __future__ import annotations
@@ -30,13 +30,24 @@ from kernelforge.bench import Report, Row
 from kernelforge.runtime import KernelSpec, executable
 
 HERE = Path(__file__).resolve().parent
-DEVICES = (("cuda:virtual", "sm_80"), ("cuda:virtual", "sm_90a"), ("ascend:virtual", ""))
+DEVICES = {
+    "cuda:virtual-sm_80": ("cuda:virtual", "sm_80"),
+    "cuda:virtual-sm_90a": ("cuda:virtual", "sm_90a"),
+    "ascend:virtual": ("ascend:virtual", ""),
+}
+"""By the name of their report: the device, and the architecture that it stands for."""
 ROUNDS = 7
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 M, N, K = 64, 4096, 4096
 MODES = ("W4A4", "W4A8", "W4A16")
 MEMORY_ROWS = (512, 8192, 131072)
 """Of the int8 GEMM whose memory is measured: a grid, 16 times and 256 times as many blocks, on as many threads."""
+NOTES = [
+    "The executors' times on this host, kernels compiled before: they say nothing about the devices.",
+    f"int8 GEMM: median of {ROUNDS} calls. Wide GEMMs: one call. Every result's bits are compared.",
+    "Memory: the rise of a process's resident peak in its first launch. With the checkers, virtual CUDA adds up to 4 "
+    "bytes for each byte that a launch writes.",
+]
 
 
 @dataclass(frozen=True)
@@ -141,13 +152,13 @@ def resident_peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(name: str, arch: str, modes: list[str], observe: Callable[[str], None]) -> tuple[list[Row], list[str]]:
+def measure(shown: str, modes: list[str], observe: Callable[[str], None]) -> tuple[list[Row], list[str]]:
     """Rows of one device, and the limits it does not keep."""
-    shown = f"{name} {arch}".strip()
+    name, _ = DEVICES[shown]
     limits, rows, missed = LIMITS[name], [], []
 
     def add(what: str, taken: float, limit: float | None) -> None:
-        rows.append(Row(f"{what}, {shown}", {"s (executor)": taken, "limit s": limit}))
+        rows.append(Row(what, {"s (executor)": taken, "limit s": limit}))
         if limit is not None and taken > limit:
             missed.append(f"{what} on {shown}: {taken:.3f} s, more than {limit} s")
 
@@ -176,7 +187,7 @@ def measure(name: str, arch: str, modes: list[str], observe: Callable[[str], Non
     observe(f"memory of {shown}")
     rises = {size // 128 * 2: memory_of_a_process(size, name) / 2**20 for size in MEMORY_ROWS}
     for blocks, rise in rises.items():
-        rows.append(Row(f"memory of a launch of {blocks} blocks, {shown}", {"MiB above operands": rise}))
+        rows.append(Row(f"memory of a launch of {blocks} blocks", {"MiB above operands": rise}))
     least, most = min(rises), max(rises)
     if rises[most] > rises[least] + 4:
         missed.append(f"memory on {shown} grows with the grid: {rises[least]:.1f} to {rises[most]:.1f} MiB")
@@ -188,25 +199,19 @@ def main() -> int:
         print(memory_of_this_process(int(sys.argv[2]), sys.argv[3]))
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--devices", default=",".join(DEVICES), help="some of %(default)s")
     parser.add_argument("--modes", default=",".join(MODES), help="of the wide GEMM; empty for none")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     given = parser.parse_args()
     modes = [mode for mode in given.modes.split(",") if mode]
-    report = Report("virtual", " ".join(["python benchmarks/virtual_devices.py", *sys.argv[1:]]), "devices")
-    report.notes += [
-        "The executors' times on this host, kernels compiled before: they say nothing about the devices.",
-        f"int8 GEMM: median of {ROUNDS} calls. Wide GEMMs: one call. Every result's bits are compared.",
-        "Memory: the rise of a process's resident peak in its first launch. With the checkers, virtual CUDA adds up to "
-        "4 bytes for each byte that a launch writes.",
-    ]
     missed = []
-    for name, arch in DEVICES:
-        with device(arch):
-            rows, short = measure(name, arch, modes, lambda what: print(f"  {what}", file=sys.stderr, flush=True))
-        report.rows += rows
+    for shown in given.devices.split(","):
+        with device(DEVICES[shown][1]):
+            rows, short = measure(shown, modes, lambda what: print(f"  {what}", file=sys.stderr, flush=True))
+        command = " ".join(["python benchmarks/virtual_devices.py", *sys.argv[1:]])
+        data, page = Report("virtual-devices", command, shown, NOTES, rows).write(given.out)
+        print(page.read_text(), f"\nwritten: {data}, {page}\n", sep="")
         missed += short
-    data, page = report.write(given.out)
-    print(page.read_text(), f"\nwritten: {data}, {page}", sep="")
     print(*missed, sep="\n")
     return 1 if missed else 0
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from exponential_kernel import approximated
+
 
 @dataclass(frozen=True)
 class Mutation:
@@ -13,19 +15,21 @@ class Mutation:
 
     Attributes:
         kind: what was done.
-        line: where, counted from 1.
+        line: where, counted from 1; 0 for a launch that is at fault.
         before: the line as it was.
         source: the whole source with the fault.
+        blocks: launched more than the kernel needs, or fewer.
     """
 
     kind: str
     line: int
     before: str
     source: str
+    blocks: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.kind} at line {self.line}: {self.before.strip()}"
+        return f"{self.kind} at line {self.line}: {self.before.strip()}" if self.line else self.kind
 
 
 _SYNCHRONIZATION = re.compile(
@@ -73,8 +77,9 @@ def _copies(line: str) -> Iterator[tuple[str, str]]:
     if "asc_copy_l0c2ub" in line:
         yield "sums to one core", line.replace("asc_dual_dst_mode>(1)", "asc_dual_dst_mode>(0)")
         yield "columns split", line.replace("asc_dual_dst_mode>(1)", "asc_dual_dst_mode>(2)")
-    if "(k & 1)" in line and "buf_dyn" in line:
-        yield "stuck stage", line.replace("(k & 1)", "0")
+    if re.search(r"\(k(_1)? & 1\)", line) and "buf_dyn" in line:
+        yield "stuck stage", re.sub(r"\(k(_1)? & 1\)", "0", line)
+        yield "other stage", re.sub(r"\((k(?:_1)?) & 1\)", r"((\1 + 1) & 1)", line)
 
 
 def _computation(line: str) -> Iterator[tuple[str, str]]:
@@ -88,14 +93,39 @@ def _computation(line: str) -> Iterator[tuple[str, str]]:
         yield "half the threads", re.sub(r"cce::dim3\((\d+)\)", r"cce::dim3(\1 / 2)", line)
     if "kf_mul(" in line and "KF_FUNCTION" not in line:
         yield "sum for product", line.replace("kf_mul(", "kf_add(", 1)
+    yield "contracted product", _contracted(line)
+    yield "approximate exp", approximated(line)
+    if "++turn" in line:
+        yield "one turn less", line.replace(" + 31) - ", " - 1) - ")
     if "threadIdx.x" in line and "buf_dyn_shmem" in line and "] =" in line:
         yield "shifted store", re.sub(r"\)\] =", r") + 1] =", line, count=1)
 
 
+def _contracted(line: str) -> str:
+    """The first sum with a product as one rounding, as a compiler that may contract makes it."""
+    for at in (found.end() for found in re.finditer(r"\bkf_add\(", line)):
+        augend, product, end = _arguments(line, at)
+        if product.startswith("kf_mul("):
+            a, b, _ = _arguments(product, len("kf_mul("))
+            return f"{line[: at - len('kf_add(')]}__builtin_fmaf({a}, {b}, {augend}{line[end:]}"
+    return line
+
+
+def _arguments(text: str, at: int) -> tuple[str, str, int]:
+    """Both arguments of a call whose first begins at ``at``, and where its closing parenthesis is."""
+    depth, comma, end = 0, at, at
+    while depth >= 0:
+        depth += {"(": 1, ")": -1}.get(text[end], 0)
+        if depth == 0 and text[end] == "," and comma == at:
+            comma = end
+        end += 1
+    return text[at:comma], text[comma + 2 : end - 1], end - 1
+
+
 def mutations(source: str) -> list[Mutation]:
-    """Every mutation of a generated source that changes its text."""
+    """Every mutation of a generated source that changes its text, and launches of a block more and less."""
     lines = source.split("\n")
-    found = []
+    found = [Mutation("one block less", 0, "", source, -1), Mutation("one block more", 0, "", source, 1)]
     for number, line in enumerate(lines):
         for rule in (_deletions, _flags, _copies, _computation):
             for kind, changed in rule(line):

@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from virtual_cuda_kernels import built, scaled_gemm, scaled_gemm_case
+from exponential_kernel import approximated, exponentials
+from virtual_cuda_kernels import built, generated, scaled_gemm, scaled_gemm_case
 
+from kernelforge.backends import backend
+from kernelforge.lowering import lower
 from kernelforge_cuda.virtual import Schedule, VirtualKernel, compile_ptx, lint_ptx
 from kernelforge_cuda.virtual.launch import KernelFault, PtxError
 
@@ -69,6 +72,12 @@ def changes(ptx: str, info: dict[str, Any]) -> Iterator[Mutant]:
                 replace_line(lines, i, re.sub(r"(\d+);", lambda n: f"{int(n[1]) ^ 16384};", line)),
                 info,
             )
+        if re.match(r"\s*xor\.b32 .*, (16|32|64);", line):
+            yield Mutant(
+                f"another swizzle: {line.strip()} {at}",
+                replace_line(lines, i, re.sub(r"(\d+);", lambda n: f"{int(n[1]) ^ 96};", line)),
+                info,
+            )
         if re.match(r"\s*bar\.sync", line):
             yield Mutant(f"another barrier {at}", replace_line(lines, i, line.replace("0;", "1, 64;")), info)
         if re.match(r"\s*mbarrier\.init", line):
@@ -108,7 +117,7 @@ def changes(ptx: str, info: dict[str, Any]) -> Iterator[Mutant]:
             other = copy.deepcopy(info)
             other["grid"][axis] += delta
             if other["grid"][axis]:
-                yield Mutant(f"grid {info['grid']} becomes {other['grid']}", ptx, other)
+                yield Mutant(f"off by one: grid {info['grid']} becomes {other['grid']}", ptx, other)
     for name in info["tma"]:
         for key, value in (
             ("swizzle", 2),
@@ -120,7 +129,8 @@ def changes(ptx: str, info: dict[str, Any]) -> Iterator[Mutant]:
         ):
             other = copy.deepcopy(info)
             other["tma"][name][key] = value
-            yield Mutant(f"tensor map {name}: {key} = {value}", ptx, other)
+            what = "another swizzle: " if key == "swizzle" else ""
+            yield Mutant(f"{what}tensor map {name}: {key} = {value}", ptx, other)
     less = {**info, "shared_bytes": info["shared_bytes"] - 16384}
     yield Mutant("less shared memory", ptx, less)
 
@@ -138,6 +148,18 @@ def early_arrivals(ptx: str, info: dict[str, Any]) -> Iterator[Mutant]:
     moved = [*lines[:wait], *(lines[i] for i in computed), lines[arrive], lines[wait]]
     rest = [lines[i] for i in range(wait + 1, arrive) if i not in computed]
     yield Mutant("arrive before the wgmma has ended", "\n".join([*moved, *rest, *lines[arrive + 1 :]]), info)
+
+
+def arithmetic(arch: str) -> Iterator[Mutant]:
+    """Products contracted by the compiler; an exponential that is the C library's."""
+    source, info = generated(scaled_gemm, arch, *SHAPE)
+    yield Mutant("drop -fmad=false", compile_ptx(source, arch, flags=()), info)
+    source = lower(exponentials(256), backend("cuda"), arch).source
+    exact = compile_ptx(source, arch)
+    assert lint_ptx(exact) == []
+    faulty = "\n".join(map(approximated, source.split("\n")))
+    assert faulty != source
+    yield Mutant("approximate exp", compile_ptx(faulty, arch), info)
 
 
 def detected_by(mutant: Mutant) -> str | None:
@@ -167,7 +189,7 @@ def test_mutations_are_detected(arch: str, capsys: pytest.CaptureFixture[str]) -
     ptx, info = built(scaled_gemm, arch, *SHAPE)
     ptx = re.sub(r"^\s*\.(?:loc|file) .*$", "", ptx, flags=re.M)
     assert detected_by(Mutant("intact", ptx, info)) is None
-    mutants = [*deletions(ptx, info), *changes(ptx, info), *early_arrivals(ptx, info)]
+    mutants = [*deletions(ptx, info), *changes(ptx, info), *early_arrivals(ptx, info), *arithmetic(arch)]
     outcome = {mutant.name: detected_by(mutant) for mutant in mutants}
     ways = [way for way in outcome.values() if way]
     waits = [name for name in outcome if name.startswith("delete mbarrier.try_wait")]
@@ -179,10 +201,14 @@ def test_mutations_are_detected(arch: str, capsys: pytest.CaptureFixture[str]) -
             print("  survives, equivalent" if name in waits[:2] else "  survives", name)
     assert set(survivors) <= set(waits[:2])
     assert len(mutants) >= 40
+    commit, wait, copy = FAULTS[arch]
+    every = (commit, wait, copy, "delete bar.sync", "another stage", "another swizzle", "off by one: grid")
+    for what in (*every, "drop -fmad=false", "approximate exp"):
+        assert any(name.startswith(what) for name in outcome), what
 
 
-def test_contraction_and_approximation_are_found_by_the_lint() -> None:
-    source = 'extern "C" __global__ void k(float* x) { x[0] = exp2f(x[1]) * x[2] + x[3]; }'
-    opcodes = {finding.opcode for finding in lint_ptx(compile_ptx(source, "sm_80", includes=[], flags=()))}
-    assert "fma.rn.f32" in opcodes
-    assert any(opcode.startswith("ex2.approx") for opcode in opcodes)
+FAULTS = {
+    "sm_80": ("delete cp.async.commit_group", "delete cp.async.wait_group", "half a copy"),
+    "sm_90a": ("delete wgmma.commit_group", "delete wgmma.wait_group", "tensor map A_desc: box"),
+}
+"""By architecture: what a deleted commit, a deleted wait and a shortened copy are called."""

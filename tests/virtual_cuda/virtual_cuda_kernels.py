@@ -79,12 +79,19 @@ def gemm(K: int, dtype: str, accumulator: str, transposed: bool, through_shared:
 
 
 @functools.cache
-def built(factory: Any, arch: str, *arguments: Any) -> tuple[str, dict[str, Any]]:
-    """(PTX, launch info) of a kernel, lowered and compiled once per test session."""
+def generated(factory: Any, arch: str, *arguments: Any) -> tuple[str, dict[str, Any]]:
+    """(CUDA C++, launch info) of a kernel, lowered once per test session."""
     target = tvm.target.Target({"kind": "cuda", "arch": arch})
     with target:
         artifact = tilelang.lower(factory(*arguments), target=target)
-    return compile_ptx(artifact.kernel_source, arch), launch_info(artifact)
+    return artifact.kernel_source, launch_info(artifact)
+
+
+@functools.cache
+def built(factory: Any, arch: str, *arguments: Any) -> tuple[str, dict[str, Any]]:
+    """(PTX, launch info) of a kernel, lowered and compiled once per test session."""
+    source, info = generated(factory, arch, *arguments)
+    return compile_ptx(source, arch), info
 
 
 def scaled_gemm_case(M: int, N: int, K: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
