@@ -101,25 +101,46 @@ int32_t fold_rows(const MxTile& tile, int row, int m, int first, const FoldedRow
   return largest.bits;
 }
 
+// fold_nibbles' exponents of a strip's scale bytes, one for both words of a column.
+KF_INLINE __m512i fold_exponents(__m512i scale_bytes) {
+  const __m512i shifts = _mm512_slli_epi32(_mm512_sub_epi32(scale_bytes, _mm512_set1_epi32(127 + kFoldBias)), 7);
+  return _mm512_mask_mov_epi16(shifts, 0xAAAAAAAA, _mm512_slli_epi32(shifts, 16));
+}
+
+// A quarter of a strip's block, four pairs of k.
+KF_INLINE void fold_quarter(__m512i packed, __m512i exponents, uint16_t* pairs) {
+  _mm512_store_si512(pairs, fold_nibbles(packed, exponents));
+  _mm512_store_si512(pairs + kBlock, fold_nibbles(_mm512_srli_epi16(packed, 4), exponents));
+  _mm512_store_si512(pairs + 2 * kBlock, fold_nibbles(_mm512_srli_epi16(packed, 8), exponents));
+  _mm512_store_si512(pairs + 3 * kBlock, fold_nibbles(_mm512_srli_epi16(packed, 12), exponents));
+}
+
+// Columns of a strip's block whose scale is read as zero or NaN, which no exponent stands for.
+class SpecialScales {
+ public:
+  SpecialScales() = default;
+  KF_INLINE explicit SpecialScales(__m512i scale_bytes)
+      : nan_(_mm512_cmpeq_epi32_mask(scale_bytes, _mm512_set1_epi32(0xFF))),
+        all_(nan_ | _mm512_cmplt_epi32_mask(scale_bytes, _mm512_set1_epi32(127 - 50))) {}
+  KF_INLINE bool any() const { return all_ != 0; }
+  // Over a folded block.
+  KF_INLINE void write(uint16_t* out) const {
+    const __m512i words = _mm512_maskz_set1_epi32(nan_, kNanBits | kNanBits >> 16);
+    for (int p = 0; p < kBlock / 2; ++p) _mm512_mask_store_epi32(out + p * kBlock, all_, words);
+  }
+
+ private:
+  __mmask16 nan_, all_;
+};
+
 // One block of a strip of W as [16 pairs of k][16 columns][2] bf16 of w * fw.
 KF_INLINE void fold_strip_block(const StripRows& rows, int block, __m512i scale_bytes, uint16_t* out) {
-  const __m512i shifts = _mm512_slli_epi32(_mm512_sub_epi32(scale_bytes, _mm512_set1_epi32(127 + kFoldBias)), 7);
-  const __m512i exponents = _mm512_mask_mov_epi16(shifts, 0xAAAAAAAA, _mm512_slli_epi32(shifts, 16));
+  const __m512i exponents = fold_exponents(scale_bytes);
   __m512i packed[4];
   load_strip_block(rows, block, packed);
-  for (int j = 0; j < 4; ++j) {
-    uint16_t* pairs = out + 4 * j * kBlock;
-    _mm512_store_si512(pairs, fold_nibbles(packed[j], exponents));
-    _mm512_store_si512(pairs + kBlock, fold_nibbles(_mm512_srli_epi16(packed[j], 4), exponents));
-    _mm512_store_si512(pairs + 2 * kBlock, fold_nibbles(_mm512_srli_epi16(packed[j], 8), exponents));
-    _mm512_store_si512(pairs + 3 * kBlock, fold_nibbles(_mm512_srli_epi16(packed[j], 12), exponents));
-  }
-  const __mmask16 zero = _mm512_cmplt_epi32_mask(scale_bytes, _mm512_set1_epi32(127 - 50));
-  const __mmask16 nan = _mm512_cmpeq_epi32_mask(scale_bytes, _mm512_set1_epi32(0xFF));
-  if (__builtin_expect(zero | nan, 0)) {
-    const __m512i special = _mm512_maskz_set1_epi32(nan, kNanBits | kNanBits >> 16);
-    for (int p = 0; p < kBlock / 2; ++p) _mm512_mask_store_epi32(out + p * kBlock, zero | nan, special);
-  }
+  for (int j = 0; j < 4; ++j) fold_quarter(packed[j], exponents, out + 4 * j * kBlock);
+  const SpecialScales special(scale_bytes);
+  if (__builtin_expect(special.any(), 0)) special.write(out);
 }
 
 // Returns the largest factor's bits.

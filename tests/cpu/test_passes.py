@@ -17,6 +17,7 @@ import sliced_dot_kernels
 import stream_kernels
 
 from kernelforge import lowering
+from kernelforge.ops.mega_moe.kernels.linear1 import moe_linear1
 from kernelforge.ops.mxfp4_gemm import reference
 from kernelforge.ops.mxfp4_gemm.kernel import mxfp4_gemm
 from kernelforge_cpu import passes
@@ -195,14 +196,22 @@ def test_clear_in_place_golden() -> None:
     removed, added = _changed(before, clear_in_place(before))
     assert [line for line in removed if "call_extern" not in line] == ["T.fill(T.region(acc[0, 0], 2, 32, 64), 0)"]
     used, columns = "T.max(T.min(32, M - row), 0)", "T.max(T.min(64, 100 - column), 0)"
-    assert added[:4] == [
+    nothing, call, *rest = added
+    assert nothing == "T.evaluate(0)"
+    assert rest == [
         f"for i, j in T.grid(32 - {used}, 64):",
         f"acc[{used} + i, j] = T.float32(0.0)",
         f"for i, j in T.grid({used}, 64 - {columns}):",
         f"acc[i, {columns} + j] = T.float32(0.0)",
     ]
-    (call,) = added[4:]
     assert call.endswith('T.min(64, 128 - k * 64) * 2, T.Cast("int32", k == 0)))')
+
+
+def test_what_is_not_summed_is_cleared_where_its_extent_is_known() -> None:
+    before = fuse_block_accumulate(moe_linear1(32, 64, 2, 10.0, 8, 32, 64, 1, 1))
+    lines = [line for line in _lines(clear_in_place(before)) if "limit[0]" in line]
+    assert lines[0].startswith("limit[0] = ")
+    assert [line for line in lines if "T.grid" in line]
 
 
 def test_a_sum_that_does_not_start_at_zero_is_not_cleared() -> None:

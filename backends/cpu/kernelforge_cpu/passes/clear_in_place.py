@@ -94,14 +94,15 @@ class _Clear(PyStmtExprMutator):
             first = statements[users[0]]
             replaced = self._replaced(first, tile)
             if replaced is not None:
-                statements[at], statements[users[0]] = replaced
+                statements[at] = tirx.Evaluate(0)
+                statements[users[0] : users[0] + 1] = replaced
         return tirx.SeqStmt(statements)
 
     @staticmethod
-    def _replaced(user: Any, tile: Any) -> tuple[Any, Any] | None:
-        """What stands for the fill, and for the statement that adds."""
+    def _replaced(user: Any, tile: Any) -> list[Any] | None:
+        """What stands for the fill and the statement that adds: extents may be set only there, so the rest follows."""
         if _adds_to(user, tile):
-            return tirx.SeqStmt(_rest(tile, _call(user))), _starting(user, tirx.IntImm("int32", 1))
+            return [_starting(user, tirx.IntImm("int32", 1)), *_rest(tile, _call(user))]
         if not _sum_loop(user, tile):
             return None
         parts = _statements(user.body)
@@ -112,7 +113,7 @@ class _Clear(PyStmtExprMutator):
             return None
         parts[at] = _starting(parts[at], tirx.Cast("int32", tirx.EQ(user.loop_var, 0)))
         loop = tirx.For(user.loop_var, user.min, user.extent, user.kind, tirx.SeqStmt(parts), None, user.annotations)
-        return tirx.SeqStmt(_rest(tile, call)), loop
+        return [loop, *_rest(tile, call)]
 
 
 def clear_in_place(function: Any) -> Any:

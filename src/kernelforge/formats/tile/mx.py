@@ -15,8 +15,10 @@ BLOCK = 32
 
 
 @T.macro
-def block_scales(x: Any, scale: Any, bits_of: Callable[[Any], Expression], element: str, scale_rule: str) -> None:
-    """scale[i, b] = the E8M0 byte of block b of row i.
+def block_scales(
+    x: Any, scale: Any, bits_of: Callable[[Any], Expression], element: str, scale_rule: str, rows: Any
+) -> None:
+    """scale[i, b] = the E8M0 byte of block b of row i, for rows i < ``rows``.
 
     Args:
         x: [bm, bk] tile.
@@ -26,11 +28,12 @@ def block_scales(x: Any, scale: Any, bits_of: Callable[[Any], Expression], eleme
         scale_rule: "ceil" | "floor".
     """
     for i, b in T.Parallel(scale.shape[0], scale.shape[1]):
-        amax = T.alloc_var("int32")
-        amax = 0
-        for q in T.serial(BLOCK):
-            amax = T.max(amax, e8m0.magnitude_bits(bits_of(x[i, b * BLOCK + q])))
-        scale[i, b] = T.cast(e8m0.scale_byte(amax, element, scale_rule), "uint8")
+        if i < rows:
+            amax = T.alloc_var("int32")
+            amax = 0
+            for q in T.serial(BLOCK):
+                amax = T.max(amax, e8m0.magnitude_bits(bits_of(x[i, b * BLOCK + q])))
+            scale[i, b] = T.cast(e8m0.scale_byte(amax, element, scale_rule), "uint8")
 
 
 @T.macro

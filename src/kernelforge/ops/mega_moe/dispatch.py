@@ -68,5 +68,5 @@ def dispatch(
     codes, scale = quantize_mxfp8(x, backend=backend)
     pair = plan.order.clamp(min=0).long()
     token = pair // max(topk_idx.shape[1], 1)
-    rows = codes.view(torch.uint8)[token].view(torch.float8_e4m3fn)
-    return Dispatched(plan, token, topk_weight.flatten()[pair], rows, scale[token])
+    rows = codes.view(torch.uint8).index_select(0, token).view(torch.float8_e4m3fn)
+    return Dispatched(plan, token, topk_weight.flatten()[pair], rows, scale.index_select(0, token))

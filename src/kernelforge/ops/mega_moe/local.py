@@ -264,11 +264,13 @@ def _ffn_impl(
 ) -> torch.Tensor:
     tensors = (x, x_scale, offsets, weight, w1, w1_scale, w2, w2_scale)
     kernels = ffn_kernels(*(meta(tensor) for tensor in tensors), limit, backend)
-    y = x.new_zeros((x.shape[0], w2.shape[1]), dtype=torch.float32)
+    y = _ffn_fake(*tensors, limit, backend)
     if kernels is None:
         return y
     if offsets.device.type == "cpu":
-        _check_offsets(offsets, x.shape[0])
+        y[_used_rows(offsets, x.shape[0]) :].zero_()
+    else:
+        y.zero_()
     h, h_scale = _first_layer(kernels, x, x_scale, offsets, weight, w1, w1_scale)
     kernels.linear2(h, h_scale, w2.flatten(0, 1), w2_scale.flatten(0, 1), offsets, y)
     return y
@@ -297,10 +299,12 @@ def activation(*operands: torch.Tensor, limit: float, backend: str | None) -> tu
     return _first_layer(kernels, *operands[:6])
 
 
-def _check_offsets(offsets: torch.Tensor, rows: int) -> None:
-    given = offsets.tolist()
+def _used_rows(offsets: torch.Tensor, rows: int) -> int:
+    """Number of rows that experts have, where ``offsets`` are what :func:`expert_ffn` states."""
+    given: list[int] = offsets.tolist()
     if given[0] != 0 or given[-1] > rows or given != sorted(given):
         raise ValueError(f"offsets: given {given[:8]}...{given[-1:]}, wanted ascending from 0 to at most n = {rows}")
+    return given[-1]
 
 
 def _ffn_fake(

@@ -64,7 +64,7 @@ def mx_quantize(K, dtype, element, scale_rule, block_M, block_K, threads):
             code_tile = T.alloc_shared((block_M, tile_K // per_byte), "uint8")
             scale_tile = T.alloc_shared((block_M, tile_K // BLOCK), "uint8")
             T.copy(x[by * block_M, bx * tile_K], x_tile)
-            block_scales(x_tile, scale_tile, bits_of, element, scale_rule)
+            block_scales(x_tile, scale_tile, bits_of, element, scale_rule, block_M)
             for i, b, q in T.Parallel(block_M, tile_K // BLOCK, BLOCK // per_byte):
                 byte = T.alloc_var("int32")
                 byte = T.cast(scale_tile[i, b], "int32")

@@ -6,7 +6,7 @@ from ....formats.tile.mx import BLOCK, block_scales, element_code
 from ....numerics.tile.groups import group_of_tile
 from ....numerics.tile.mx_block import mx_block_accumulate
 from ....numerics.tile.scalar import bits_of
-from .activation import swiglu
+from .activation import clamped, silu, weighed
 
 
 def moe_linear1(inter, hidden, experts, limit, block_M, block_N, block_K, threads, num_stages):
@@ -72,20 +72,24 @@ def moe_linear1(inter, hidden, experts, limit, block_M, block_N, block_K, thread
                     token_weight[i] = value
                 activated = T.alloc_shared((block_M, block_N), "float32")
                 for i, j in T.Parallel(block_M, block_N):
-                    activated[i, j] = swiglu(gate[i, j], up[i, j], token_weight[i], limit)
+                    activated[i, j] = clamped(gate[i, j], limit)
+                for i, j in T.Parallel(block_M, block_N):
+                    activated[i, j] = silu(activated[i, j])
+                for i, j in T.Parallel(block_M, block_N):
+                    activated[i, j] = weighed(activated[i, j], up[i, j], token_weight[i], limit)
                 scale = T.alloc_shared((block_M, block_N // BLOCK), "uint8")
-                block_scales(activated, scale, bits_of, "e4m3", "ceil")
+                block_scales(activated, scale, bits_of, "e4m3", "ceil", rows)
                 for i, b in T.Parallel(block_M, block_N // BLOCK):
                     if i < rows and bx * block_N + b * BLOCK < inter:
                         out_scale[row + i, bx * (block_N // BLOCK) + b] = scale[i, b]
-                for i, j in T.Parallel(block_M, block_N):
-                    byte = T.alloc_var("int32")
-                    byte = T.cast(scale[i, j // BLOCK], "int32")
-                    bits = T.alloc_var("int32")
-                    bits = bits_of(activated[i, j])
-                    code = T.alloc_var("int32")
-                    code = element_code(bits, byte, "e4m3")
-                    if i < rows and bx * block_N + j < inter:
-                        out[row + i, bx * block_N + j] = T.cast(code, "uint8")
+                for i, b, q in T.Parallel(block_M, block_N // BLOCK, BLOCK):
+                    if i < rows and bx * block_N + b * BLOCK < inter:
+                        byte = T.alloc_var("int32")
+                        byte = T.cast(scale[i, b], "int32")
+                        bits = T.alloc_var("int32")
+                        bits = bits_of(activated[i, b * BLOCK + q])
+                        code = T.alloc_var("int32")
+                        code = element_code(bits, byte, "e4m3")
+                        out[row + i, bx * block_N + b * BLOCK + q] = T.cast(code, "uint8")
 
     return main
