@@ -87,3 +87,11 @@ KF_MICROKERNEL int32_t kf_mix_streams(void* out, int64_t ld_out, const void* y, 
 KF_MICROKERNEL int32_t kf_collapse_streams(void* out, int64_t ld_out, const void* x, int64_t ld_x, const float* gate,
                                            int64_t ld_gate, int64_t stride, int32_t tokens, int32_t all_tokens,
                                            int32_t channels, int32_t n, int32_t wide);
+
+// mean[c] = the weighted mean of an entry's slots, see kernelforge.ops.compress.pool. kv, gate (float32 where `wide`,
+// else bfloat16, `rows` of them) and bias have `ld` elements a row and begin at the first channel wanted; slot j is row
+// first + j, its bias row j % ratio, both `series` columns further for each whole ratio in j. At most 32 slots, or a
+// multiple of 32 up to 128; `channels` is a multiple of 32.
+KF_MICROKERNEL int32_t kf_weighted_mean(float* mean, const void* kv, const void* gate, const float* bias, int64_t ld,
+                                        int64_t first, int64_t rows, int32_t ratio, int32_t slots, int32_t series,
+                                        int32_t channels, int32_t wide);

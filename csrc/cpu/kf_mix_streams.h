@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "kf_isa.h"
+#include "kf_read.h"
 #include "kf_scalar.h"
 
 namespace kf {
@@ -27,19 +28,11 @@ struct Streams {
   bool past_caches;
 };
 
-constexpr int32_t kMixSmallestRead = 77 << 23;  // 2^-50
-
 // Results of this size are not kept in a cache: whoever reads them next begins where they no longer are.
 inline bool past_caches(int64_t tokens, int64_t elements, bool wide) {
   constexpr int64_t kLargest = 16 << 20;
   return tokens * elements * (wide ? 4 : 2) >= kLargest;
 }
-
-KF_INLINE float mix_value(uint16_t code) {
-  const int32_t bits = int32_t(uint32_t(code) << 16);
-  return kf_f((bits & 0x7FFFFFFF) < kMixSmallestRead ? 0 : bits);
-}
-KF_INLINE float mix_value(float x) { return kf_f((kf_i(x) & 0x7FFFFFFF) < kMixSmallestRead ? 0 : kf_i(x)); }
 
 // The type of the second argument is that of the result.
 KF_INLINE uint16_t mix_stored(float x, uint16_t) {
@@ -81,7 +74,7 @@ constexpr int kMixLanes = 32;
 
 template <class T>
 KF_INLINE void read_lanes(const T* from, float* to) {
-  for (int c = 0; c < kMixLanes; ++c) to[c] = mix_value(from[c]);
+  for (int c = 0; c < kMixLanes; ++c) to[c] = read_value(from[c]);
 }
 
 // gate * block + R(n) of weights[j] * streams[j]; without a block the sum alone.
@@ -140,7 +133,7 @@ struct Pairs {
 KF_INLINE Pairs load_pairs(const uint16_t* from) {
   const __m512i words = _mm512_loadu_si512(from);
   const __m512i magnitude = _mm512_and_si512(words, _mm512_set1_epi16(0x7FFF));
-  const __mmask32 kept = _mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(kMixSmallestRead >> 16));
+  const __mmask32 kept = _mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(kSmallestRead >> 16));
   const __m512i read = _mm512_maskz_mov_epi16(kept, words);
   return {_mm512_castsi512_ps(_mm512_slli_epi32(read, 16)),
           _mm512_castsi512_ps(_mm512_and_si512(read, _mm512_set1_epi32(int(0xFFFF0000))))};

@@ -12,6 +12,7 @@ from kernelforge.ops.spec import specs
 from kernelforge_cpu.passes.fuse_attention import fuse_attention
 from kernelforge_cpu.passes.take_indexer import take_indexer
 from kernelforge_cpu.passes.take_rounded_dot import take_rounded_dot
+from kernelforge_cpu.passes.take_weighted_mean import take_weighted_mean
 
 
 def _traced(op: str, variant: str, **changes: Any) -> Any:
@@ -107,3 +108,16 @@ def test_take_indexer_golden_for_selection() -> None:
 def test_take_indexer_leaves_other_kernels_alone() -> None:
     before = _traced("compressed_attention", "rotate")
     assert take_indexer(before).same_as(before)
+
+
+def test_take_weighted_mean_golden() -> None:
+    before = _traced("compress", "csa", D=96, block_C=96)
+    after = take_weighted_mean(before)
+    place = 'T.call_pure_extern("int64", "kf_index", first_column[0])'
+    assert _calls(after) == [
+        f"kf_weighted_mean: T.address_of(mean[0]), T.address_of(kv[0, {place}]), T.address_of(gate[0, {place}]), "
+        f'T.address_of(position_bias[0, {place}]), T.Cast("int64", 192), T.Cast("int64", first_row_1[0]), '
+        'T.Cast("int64", rows), 4, 8, 96, 96, 0'
+    ]
+    plain = _traced("compress", "csa_state")
+    assert take_weighted_mean(plain).same_as(plain)

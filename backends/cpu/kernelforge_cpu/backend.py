@@ -34,6 +34,7 @@ class CpuBackend(Backend):
             "select_reduce",
             "select_sort",
             "sliced_dot_accumulate",
+            "weighted_mean",
         }
     )
 

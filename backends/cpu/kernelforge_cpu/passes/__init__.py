@@ -15,6 +15,7 @@ from .take_indexer import take_indexer
 from .take_rounded_dot import take_rounded_dot
 from .take_sliced_dot import take_sliced_dot
 from .take_streams import take_streams
+from .take_weighted_mean import take_weighted_mean
 from .unroll_loops import unroll_loops
 
 PIPELINE = (
@@ -22,6 +23,7 @@ PIPELINE = (
     take_rounded_dot,
     take_indexer,
     take_streams,
+    take_weighted_mean,
     take_sliced_dot,
     fuse_block_accumulate,
     clear_in_place,

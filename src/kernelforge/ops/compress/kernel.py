@@ -65,7 +65,6 @@ def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
             end = T.alloc_var("int32")
             first_row = T.alloc_var("int32")
             for part in T.serial(D // tile_C):
-                tile.load_bias(position_bias, part * tile_C, ratio, D, bias)
                 for i in T.serial(block_N):
                     if bx * block_N + i < total:
                         b = (bx * block_N + i) // (total // batch)
@@ -79,12 +78,13 @@ def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
                                 pool_new(
                                     kv,
                                     gate,
-                                    bias,
+                                    position_bias,
                                     first_row + token,
                                     part * tile_C,
                                     ratio,
                                     D,
                                     dtype,
+                                    bias,
                                     v,
                                     z,
                                     sums,
@@ -93,6 +93,7 @@ def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
                                     mean,
                                 )
                             else:
+                                tile.load_bias(position_bias, part * tile_C, ratio, D, bias)
                                 tile.load_slots(
                                     kv,
                                     gate,

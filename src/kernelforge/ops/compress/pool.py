@@ -1,7 +1,8 @@
 """The weighted mean over the slots of one entry where every slot has a new token, straight from kv and gate.
 
 The bits are those of ``tile.load_new_slots`` and ``tile.pool``. These write every logit and weight down and read it
-again; here a channel's slots stay in registers, all of them if they are few, else those of one lane.
+again; here a channel's slots stay in registers, all of them if they are few, else those of one lane. A backend may take
+it whole: the composite ``weighted_mean``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import tilelang.language as T
 
 from ...formats.tile.integer import MAGNITUDE, SMALLEST_READ
 from ...numerics.row_sum import LANES
+from ...numerics.tile.composite import composite
 from ...numerics.tile.elementary import recip_positive
 from ...numerics.tile.row_sum import ordered_sum
 from ...numerics.tile.scalar import read
-from .tile import load_new_slots, pool, weight
+from .tile import load_bias, load_new_slots, pool, weight
 
 FEW = 16
 """Slots that one channel keeps in registers."""
@@ -34,11 +36,13 @@ def part_rows(slots: int) -> int:
 
 @T.macro
 def logit(gate: Any, bias: Any, dtype: str) -> Any:
-    """fl(gate + bias), gate as the contract reads it; bias is not -0, so that adding +0 leaves it as it is."""
+    """fl(gate + bias), both as the contract reads them: bias is not -0 then, so that adding +0 leaves it as it is."""
+    added = T.alloc_var("float32")
+    added = read(bias)
     bits = T.alloc_var("int32")
     bits = T.cast(gate, "int32") << 16 if dtype == "bfloat16" else T.reinterpret(gate, "int32")
     result = T.alloc_var("float32")
-    result = T.if_then_else((bits & MAGNITUDE) < SMALLEST_READ, bias, T.reinterpret(bits, "float32") + bias)
+    result = T.if_then_else((bits & MAGNITUDE) < SMALLEST_READ, added, T.reinterpret(bits, "float32") + added)
     return result
 
 
@@ -57,18 +61,34 @@ def _row(kv: Any, first: Any, slot: Any) -> Any:
     return T.max(T.min(first + slot, kv.shape[0] - 1), 0)
 
 
+def _bias(bias: Any, slot: Any, ratio: int, D: int, channel: Any) -> Any:
+    """The bias of a slot's token."""
+    return bias[slot % ratio, slot // ratio * D + channel]
+
+
 @T.macro
 def _few(
-    kv: Any, gate: Any, bias: Any, first: Any, column: Any, ratio: int, D: int, dtype: str, share: Any, mean: Any
+    kv: Any,
+    gate: Any,
+    bias: Any,
+    first: Any,
+    column: Any,
+    ratio: int,
+    slots: int,
+    D: int,
+    dtype: str,
+    share: Any,
+    mean: Any,
 ) -> None:
-    slots = int(bias.shape[0])
     for c in T.Parallel(share.shape[0]):
         z = T.alloc_local((slots,), "float32")
         p = T.alloc_local((slots,), "float32")
         t = T.alloc_local((slots,), "float32")
         top = T.alloc_var("float32")
         for j in tuple(range(slots)):
-            z[j] = logit(gate[_row(kv, first, j), j // ratio * D + column + c], bias[j, c], dtype)
+            z[j] = logit(
+                gate[_row(kv, first, j), j // ratio * D + column + c], _bias(bias, j, ratio, D, column + c), dtype
+            )
         top = z[slots - 1]
         for j in tuple(range(slots - 1)):
             top = T.if_then_else(z[j] > top, z[j], top)
@@ -87,6 +107,7 @@ def _many(
     first: Any,
     column: Any,
     ratio: int,
+    slots: int,
     D: int,
     dtype: str,
     z: Any,
@@ -94,13 +115,13 @@ def _many(
     share: Any,
     mean: Any,
 ) -> None:
-    slots = int(bias.shape[0])
     for lane, c in T.Parallel(LANES, share.shape[0]):
         top = T.alloc_var("float32")
         for k in tuple(range(slots // LANES)):
             j = k * LANES + lane
             found = T.alloc_var("float32")
-            found = logit(gate[_row(kv, first, j), j // ratio * D + column + c], bias[j, c], dtype)
+            place = _bias(bias, j, ratio, D, column + c)
+            found = logit(gate[_row(kv, first, j), j // ratio * D + column + c], place, dtype)
             z[j, c] = found
             top = found if k == 0 else T.if_then_else(found > top, found, top)
         part[lane, c] = top
@@ -132,12 +153,13 @@ def _many(
 def pool_new(
     kv: Any,
     gate: Any,
-    bias: Any,
+    position_bias: Any,
     first: Any,
     column: Any,
     ratio: int,
     D: int,
     dtype: str,
+    bias: Any,
     v: Any,
     z: Any,
     part: Any,
@@ -149,19 +171,39 @@ def pool_new(
 
     Args:
         kv, gate: [tokens, series * D], at least one token; slot j's is row ``first + j``, in series j // ratio.
-        bias: float32 [slots, columns], from ``tile.load_bias``.
-        v, z, top: float32 [slots, columns] twice and [columns], overwritten.
+        position_bias: float32 [ratio, series * D].
+        bias, v, z: float32 [slots, columns], overwritten.
         part: float32 [``part_rows(slots)``, columns], overwritten.
-        share, mean: float32 [columns]; share becomes one over the sum of the weights.
+        top, share: float32 [columns], overwritten.
+        mean: float32 [columns].
     """
-    if not _fits(int(bias.shape[0])):
+    slots = int(z.shape[0])
+    if _fits(slots):
+        first_row = T.alloc_var("int32")
+        first_row = first
+        first_column = T.alloc_var("int32")
+        first_column = column
+        with composite(
+            "weighted_mean",
+            mean,
+            kv,
+            gate,
+            position_bias,
+            first_row.buffer,
+            first_column.buffer,
+            ratio=ratio,
+            slots=slots,
+            series=D,
+            wide=int(dtype == "float32"),
+        ):
+            if slots <= FEW:
+                _few(kv, gate, position_bias, first, column, ratio, slots, D, dtype, share, mean)
+            else:
+                _many(kv, gate, position_bias, first, column, ratio, slots, D, dtype, z, part, share, mean)
+            for c in T.Parallel(share.shape[0]):
+                share[c] = recip_positive(share[c])
+                mean[c] = read(read(mean[c]) * share[c])
+    else:
+        load_bias(position_bias, column, ratio, D, bias)
         load_new_slots(kv, gate, bias, first, 0, 0, column, ratio, D, dtype, v, z)
         pool(v, z, 0, top, share, mean)
-    else:
-        if bias.shape[0] <= FEW:
-            _few(kv, gate, bias, first, column, ratio, D, dtype, share, mean)
-        else:
-            _many(kv, gate, bias, first, column, ratio, D, dtype, z, part, share, mean)
-        for c in T.Parallel(share.shape[0]):
-            share[c] = recip_positive(share[c])
-            mean[c] = read(read(mean[c]) * share[c])
