@@ -11,7 +11,7 @@ namespace {
 
 // A panel and the rows it is multiplied with. They are taken by chunk of blocks, then of rows, then of columns.
 struct Panel {
-  static constexpr int kBlocks = 16, kRows = 512;  // at most
+  static constexpr int kBlocks = 64, kRows = 512;  // at most
 
   int first, blocks, row, m, col, n;  // none left: blocks is 0
 
