@@ -194,3 +194,21 @@ def not_boxes():
                     chosen[i] = i
 
     return main
+
+
+def parts():
+    """A tile whose halves are loaded by themselves."""
+
+    rows = T.dynamic("M")
+
+    @T.prim_func
+    def main(X: T.Tensor((rows, 32), "float32"), Y: T.Tensor((rows, 32), "float32")):
+        with T.Kernel(T.ceildiv(rows, 16), threads=128) as bx:
+            x = T.alloc_shared((16, 32), "float32")
+            T.copy(X[bx * 16, 0], x[0:8, 0:32])
+            T.copy(X[bx * 16 + 8, 0], x[8:16, 0:32])
+            for i, j in T.Parallel(16, 32):
+                x[i, j] = x[i, j] + x[i, j]
+            T.copy(x, Y[bx * 16, 0])
+
+    return main

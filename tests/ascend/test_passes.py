@@ -15,11 +15,12 @@ import ascend_pass_kernels as small
 from ascend_harness import backend
 
 from kernelforge.lowering import lower, lower_composites
+from kernelforge.lowering.tir import tirx
 from kernelforge_ascend import passes, scheduling
 from kernelforge_ascend.backend import ARCH
 from kernelforge_ascend.modulo_schedule import Problem, schedule
 from kernelforge_ascend.passes import LoweringError
-from kernelforge_ascend.passes.rewriter import root_block
+from kernelforge_ascend.passes.rewriter import root_block, walk
 
 
 def lines(function) -> list[str]:
@@ -159,6 +160,7 @@ def test_stage_operands_golden():
         'bias_tile1 = T.sblock_alloc_buffer((48,), "int32", scope="shared.dyn")',
         'scale_tile2 = T.sblock_alloc_buffer((6,), "int32", scope="shared.dyn")',
         'Y_tile3 = T.sblock_alloc_buffer((16, 48), "int32", scope="shared.dyn")',
+        'with T.attr({}, "tl.ascend_task", 1):',
         "T.ascend_copy(T.region(X[T.max(T.min(block * 16, M - 1), 0), 0], 1, 16, 48), "
         "T.region(X_tile0[0, 0], 2, 16, 48))",
         "T.ascend_copy(T.region(bias[0], 1, 48), T.region(bias_tile1[0], 2, 48))",
@@ -303,6 +305,42 @@ def test_declare_fp32_golden():
     prelude = root_block(passes.declare_fp32(small.elementwise())).annotations["pragma_import_c"]
     assert "#pragma clang fp contract(off)" in prelude
     assert "kf_mul(float a, float b) { return a * b; }" in prelude
+
+
+def buffers_by_tile(function) -> dict[str, set[int]]:
+    """By the name of a tile, the addresses of the buffers through which the function reaches its memory."""
+    found: dict[str, set[int]] = {}
+
+    def visit(node) -> None:
+        if isinstance(node, (tirx.BufferLoad, tirx.BufferStore)) and node.buffer.scope() != "global":
+            found.setdefault(node.buffer.data.name, set()).add(node.buffer.__chandle__())
+
+    walk(function.body, visit)
+    return found
+
+
+def test_own_views_give_each_task_its_buffers():
+    before = through(small.elementwise(), *passes.PIPELINE[: passes.PIPELINE.index(passes.own_views)])
+    after = passes.own_views(before)
+    assert {name: len(views) for name, views in buffers_by_tile(before).items()} == {"x": 1, "y": 1, "twice": 1}
+    assert {name: len(views) for name, views in buffers_by_tile(after).items()} == {
+        "x": 3,  # filled where rows end, loaded from X, read by the vector function
+        "y": 4,  # cleared, read and written by the vector function, stored to Y
+        "twice": 2,  # written and read
+    }
+
+
+def test_own_views_keep_tiles_that_are_copied_in_parts():
+    before = through(small.parts(), *passes.PIPELINE[: passes.PIPELINE.index(passes.own_views)])
+    assert len(buffers_by_tile(passes.own_views(before))["x"]) == 1
+
+
+@pytest.mark.parametrize("kernel", [small.elementwise, small.parts, small.direct_rows, small.doubled_operand])
+def test_own_views_change_nothing_in_the_generated_code(kernel, monkeypatch):
+    with_views = lower(kernel(), backend, ARCH).source
+    without = [step for step in passes.PIPELINE if step is not passes.own_views]
+    monkeypatch.setattr(backend, "passes", lambda arch: without)
+    assert lower(kernel(), backend, ARCH).source == with_views
 
 
 def test_every_pass_has_a_name_and_a_docstring():

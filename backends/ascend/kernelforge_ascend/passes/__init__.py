@@ -13,6 +13,7 @@ from .declare_fp32 import declare_fp32
 from .flatten_grid import flatten_grid
 from .gemm_to_cube import gemm_to_cube
 from .inline_bindings import inline_bindings
+from .own_views import own_views
 from .persistent_grid import persistent_grid
 from .rewriter import LoweringError
 from .split_rows import split_rows
@@ -35,6 +36,7 @@ PIPELINE: tuple[Pass, ...] = (
     balance_threads,
     pin_fp32,
     declare_fp32,
+    own_views,
 )
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "flatten_grid",
     "gemm_to_cube",
     "inline_bindings",
+    "own_views",
     "persistent_grid",
     "split_rows",
     "stage_operands",

@@ -31,6 +31,9 @@ from .rewriter import (
 from .split_rows import CORES, split_rows
 from .vector_regions import vector_regions
 
+TASK = "tl.ascend_task"
+"""TileLang's mark of statements of one pipe that its scheduler places together."""
+
 EVENTS = 6
 """Most places of a kernel that wait for loads, or whose stores are waited for. A pair of pipes has 8 flags; TileLang
 gives each place its own, two where it keeps two versions of a tile, and beyond 8 it resorts to buffer locks."""
@@ -348,6 +351,13 @@ def _strides(shape: Any) -> list[Any]:
     return strides
 
 
+def _task(copies: list[Any]) -> list[Any]:
+    """The copies as one task of TileLang's scheduler, which would otherwise order each of them against every other."""
+    if len(copies) < 2:
+        return copies
+    return [tirx.AttrStmt({}, TASK, int32(1), sequence(copies))]
+
+
 class _Stage(RootRewriter):
     def __init__(self, function: Any, nbytes: int) -> None:
         self.tensors, self.room = _Tensors(function), _Room(function, nbytes)
@@ -357,7 +367,9 @@ class _Stage(RootRewriter):
         if node.kind == tirx.ForKind.PARALLEL:
             nest = _Nest(self.tensors, self.room, self.analyzer, node)
             rewritten = nest.visit(node)
-            return sequence([*nest.before, rewritten, *nest.after])
+            reads = [s for s in nest.before if isinstance(s, tirx.Bind)]
+            loads = [s for s in nest.before if not isinstance(s, tirx.Bind)]
+            return sequence([*reads, *_task(loads), rewritten, *_task(nest.after)])
         if not is_const(node.extent, 0):
             self.analyzer.bind(node.loop_var, Range.from_min_extent(node.min, node.extent))
         return super().visit_for_(node)
