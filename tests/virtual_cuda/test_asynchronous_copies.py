@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numbered import numbered
 from ptx_snippet import entry
 
 from kernelforge_cuda.virtual.launch import KernelFault, Schedule, run
@@ -26,8 +27,6 @@ WAIT = """
 @pytest.mark.parametrize("landing", LANDINGS)
 @pytest.mark.parametrize("size", [4, 8, 16])
 def test_cp_async_copies_and_fills_with_zeros(landing: str, size: int) -> None:
-    source = RNG.integers(1, 256, 32 * size).astype(np.uint8)
-    out = np.zeros_like(source)
     amounts = RNG.integers(0, size + 1, 32).astype(np.uint32)
     kind = "cg" if size == 16 else "ca"
     body = f"""
@@ -40,16 +39,11 @@ def test_cp_async_copies_and_fills_with_zeros(landing: str, size: int) -> None:
     st.global.u8 [%d4], %r5;
     add.u32 %r3, %r3, 1; setp.lt.u32 %p1, %r3, {size}; @%p1 bra LOOP;
     """
-    run(
-        entry(body, 3, module=".shared .align 16 .b8 buf[512];"),
-        "k",
-        [1],
-        [32],
-        [source, out, amounts],
-        schedule=Schedule(1, landing),
-    )
-    expected = source.reshape(32, size) * (np.arange(size) < amounts[:, None])
-    np.testing.assert_array_equal(out.reshape(32, size), expected)
+    text = entry(body, 3, module=".shared .align 16 .b8 buf[512];")
+    for source in numbered((32, size), np.arange(1, 256), np.uint8):
+        out = np.zeros_like(source)
+        run(text, "k", [1], [32], [source, out, amounts], schedule=Schedule(1, landing))
+        np.testing.assert_array_equal(out, source * (np.arange(size) < amounts[:, None]))
 
 
 def test_cp_async_groups_complete_in_order() -> None:
@@ -180,6 +174,8 @@ BOXES = [
     (np.uint32, (7, 100), [64, 7], 0, [60, 0]),
     (np.uint64, (512,), [256], 0, [300]),
 ]
+NUMBERS = {False: np.arange(1, 256), True: np.arange(1, 2**16)}
+"""By whether an element has more than one byte: values, never 0, that tell elements apart."""
 
 
 @pytest.mark.parametrize("landing", LANDINGS)
@@ -187,18 +183,12 @@ BOXES = [
 def test_tensor_loads_swizzle_and_fill(
     dtype: Any, shape: tuple[int, ...], box: list[int], swizzle: int, coordinates: list[int], landing: str
 ) -> None:
-    array = RNG.integers(1, 255, shape).astype(dtype)
-    size = int(np.prod(box)) * array.itemsize
-    out = np.zeros(size, np.uint8)
-    run(
-        tensor_kernel(len(box), size, coordinates, False),
-        "k",
-        [1],
-        [32],
-        [tensor(array, box, swizzle), out],
-        schedule=Schedule(4, landing),
-    )
-    np.testing.assert_array_equal(out, expected_image(array, box, coordinates, swizzle))
+    size = int(np.prod(box)) * np.dtype(dtype).itemsize
+    text = tensor_kernel(len(box), size, coordinates, False)
+    for array in numbered(shape, NUMBERS[np.dtype(dtype).itemsize > 1], dtype):
+        out = np.zeros(size, np.uint8)
+        run(text, "k", [1], [32], [tensor(array, box, swizzle), out], schedule=Schedule(4, landing))
+        np.testing.assert_array_equal(out, expected_image(array, box, coordinates, swizzle))
 
 
 @pytest.mark.parametrize("landing", LANDINGS)
@@ -206,24 +196,18 @@ def test_tensor_loads_swizzle_and_fill(
 def test_tensor_stores_write_only_inside(
     dtype: Any, shape: tuple[int, ...], box: list[int], swizzle: int, coordinates: list[int], landing: str
 ) -> None:
-    truth = RNG.integers(1, 255, shape).astype(dtype)
-    image = expected_image(truth, box, coordinates, swizzle)
-    array = np.zeros(shape, dtype)
-    run(
-        tensor_kernel(len(box), image.size, coordinates, True),
-        "k",
-        [1],
-        [32],
-        [tensor(array, box, swizzle), image],
-        schedule=Schedule(4, landing),
-    )
-    expected = np.zeros(shape, dtype)
+    size = int(np.prod(box)) * np.dtype(dtype).itemsize
+    text = tensor_kernel(len(box), size, coordinates, True)
     inside = tuple(
         slice(max(0, c), max(0, c) + max(0, min(c + b, s) - max(0, c)))
         for c, b, s in zip(coordinates[::-1], box[::-1], shape, strict=True)
     )
-    expected[inside] = truth[inside]
-    np.testing.assert_array_equal(array, expected)
+    for truth in numbered(shape, NUMBERS[np.dtype(dtype).itemsize > 1], dtype):
+        image = expected_image(truth, box, coordinates, swizzle)
+        array, expected = np.zeros(shape, dtype), np.zeros(shape, dtype)
+        run(text, "k", [1], [32], [tensor(array, box, swizzle), image], schedule=Schedule(4, landing))
+        expected[inside] = truth[inside]
+        np.testing.assert_array_equal(array, expected)
 
 
 def test_tensor_maps_are_checked_as_the_driver_checks_them() -> None:

@@ -1,18 +1,19 @@
 """Matrix instructions one by one against the ISA's layout tables, with operands that no wrong layout leaves equal.
 
 In a GEMM a wrong order along k, or a wrong swizzle, cancels when both operands have it; so each fragment and each
-descriptor is tested here alone, with tables written from the PTX ISA's formulas.
+descriptor is tested here alone, with tables written from the PTX ISA's formulas and operands in which every element is
+another one.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from numbered import numbered
 from ptx_snippet import entry, lanes, words
 
 from kernelforge_cuda.virtual.launch import KernelFault, PtxError, Schedule, run
@@ -24,7 +25,7 @@ SWIZZLE_WIDTH = {0: 16, 1: 128, 2: 64, 3: 32}
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("trans", [False, True])
 def test_ldmatrix_and_stmatrix_follow_the_fragment_table(count: int, trans: bool) -> None:
-    matrices = RNG.integers(0, 2**16, (count, 8, 8)).astype(np.uint16)
+    (matrices,) = numbered((count, 8, 8), np.arange(2**16), np.uint16)
     place = RNG.permutation(8 * count).astype(np.uint32)  # row r of the matrices lies in slot place[r]
     memory = np.zeros((8 * count, 8), np.uint16)
     memory[place] = matrices.reshape(-1, 8)
@@ -79,14 +80,24 @@ def fragment_c(lane: int, i: int) -> tuple[int, int]:
     return (lane >> 2) + (8 if i >= 2 else 0), (lane % 4) * 2 + (i & 1)
 
 
-TYPES: dict[str, tuple[Any, Callable[[tuple[int, ...]], np.ndarray]]] = {
-    "s8": (np.int8, lambda shape: RNG.integers(-128, 128, shape)),
-    "u8": (np.uint8, lambda shape: RNG.integers(0, 256, shape)),
-    "f16": (np.float16, lambda shape: RNG.integers(-40, 41, shape)),
-    "bf16": (ml_dtypes.bfloat16, lambda shape: RNG.integers(-100, 101, shape)),
-    "e4m3": (ml_dtypes.float8_e4m3fn, lambda shape: RNG.integers(-12, 13, shape)),
-    "e5m2": (ml_dtypes.float8_e5m2, lambda shape: RNG.integers(-6, 7, shape)),
+TYPES: dict[str, tuple[Any, np.ndarray]] = {
+    "s8": (np.int8, np.arange(-128, 128)),
+    "u8": (np.uint8, np.arange(256)),
+    "f16": (np.float16, np.arange(-40, 41)),
+    "bf16": (ml_dtypes.bfloat16, np.arange(-100, 101)),
+    "e4m3": (ml_dtypes.float8_e4m3fn, np.arange(-12, 13)),
+    "e5m2": (ml_dtypes.float8_e5m2, np.arange(-6, 7)),
 }
+"""By PTX type: what NumPy calls it, and integers that are exact in it and in every sum here."""
+
+
+def operands(
+    a_type: str, a_shape: tuple[int, int], b_type: str, b_shape: tuple[int, int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of operands which, taken together, tell every place of A and every place of B from the others."""
+    (a_kind, a_values), (b_kind, b_values) = TYPES[a_type], TYPES[b_type]
+    a, b = numbered(a_shape, a_values, a_kind), numbered(b_shape, b_values, b_kind)
+    return [(a[i % len(a)], b[i % len(b)]) for i in range(max(len(a), len(b)))]
 
 
 @pytest.mark.parametrize(
@@ -106,12 +117,16 @@ TYPES: dict[str, tuple[Any, Callable[[tuple[int, ...]], np.ndarray]]] = {
     ],
 )
 def test_mma_places_every_element(a_type: str, b_type: str, k: int) -> None:
-    (a_kind, a_make), (b_kind, b_make) = TYPES[a_type], TYPES[b_type]
+    for a, b in operands(a_type, (16, k), b_type, (k, 8)):
+        check_mma(a_type, b_type, k, a, b)
+
+
+def check_mma(a_type: str, b_type: str, k: int, a: np.ndarray, b: np.ndarray) -> None:
+    (a_kind, _), (b_kind, _) = TYPES[a_type], TYPES[b_type]
     size = np.dtype(a_kind).itemsize
-    a, b = a_make((16, k)).astype(a_kind), b_make((k, 8)).astype(b_kind)
     integer = a_type in ("s8", "u8")
     c_kind: Any = np.int32 if integer else np.float32
-    c = RNG.integers(-1000, 1000, (16, 8)).astype(c_kind)
+    (c,) = numbered((16, 8), np.arange(-1000, 1000), c_kind)
     per_a, per_b = 16 * k // 32, 8 * k // 32
     # Half-depth shapes use the first half of the registers.
     fa = np.array([[a[fragment_a(lane, i, size)] for i in range(per_a)] for lane in range(32)], a_kind).view(np.uint32)
@@ -226,7 +241,7 @@ def mn_major_place(row: int, k: int, mode: int, leading: int, stride: int) -> in
 
 
 def place_operand(
-    operand: np.ndarray, mode: int, transposed: bool, base: int, leading: int, stride: int, size: int
+    operand: np.ndarray, mode: int, transposed: bool, base: int, leading: int, stride: int, size: int, advance: int
 ) -> np.ndarray:
     """`operand` [rows, k] laid out in a shared memory image of `size` bytes, whose first byte has address `base`."""
     image = RNG.integers(0, 256, size).astype(np.uint8)
@@ -236,7 +251,7 @@ def place_operand(
         plain = (
             mn_major_place(row, k, mode, leading, stride)
             if transposed
-            else k_major_place(row, k * element, mode, leading, stride)
+            else k_major_place(row, k * element + advance, mode, leading, stride)
         )
         at = swizzle(base + plain, mode) - base
         image[at : at + element] = raw[row, k]
@@ -260,8 +275,12 @@ def run_wgmma(
     registers: bool = False,
     landing: str = "late",
     accumulate: bool = True,
+    advance: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """D = A @ B.T + C over one warpgroup; returns D [64, n] by the ISA's accumulator table, and C."""
+    """D = A @ B.T + C over one warpgroup; returns D [64, n] by the ISA's accumulator table, and C.
+
+    With ``advance`` both operands begin that many bytes along their rows, and their descriptors point there.
+    """
     n, k = b.shape
     integer = kind in ("s8", "u8")
     element = a.dtype.itemsize
@@ -277,11 +296,11 @@ def run_wgmma(
     space = 32768
     images = np.concatenate(
         [
-            place_operand(a, mode_a, transpose_a, 1024, la, sa, space),
-            place_operand(b, mode_b, transpose_b, 1024 + space, lb, sb, space),
+            place_operand(a, mode_a, transpose_a, 1024, la, sa, space, advance),
+            place_operand(b, mode_b, transpose_b, 1024 + space, lb, sb, space, advance),
         ]
     )
-    c = RNG.integers(-500, 500, (64, n)).astype(np.int32 if integer else np.float32)
+    (c,) = numbered((64, n), np.arange(-32 * n, 32 * n), np.int32 if integer else np.float32)
     out, holder = np.zeros_like(c), np.zeros((128, n // 2), c.dtype)
     for thread, r in itertools.product(range(128), range(n // 2)):
         holder[thread, r] = c[accumulator(thread, r)]
@@ -315,8 +334,8 @@ def run_wgmma(
     add.u32 %r2, %r2, 1; setp.lt.u32 %p1, %r2, {2 * space // 2048}; @%p1 bra COPY;
     fence.proxy.async.shared::cta; bar.sync 0;
     mad.lo.u64 %d2, %t64, 16, %a2; ld.global.v4.u32 {{%r10, %r11, %r12, %r13}}, [%d2];
-    {descriptor("%r1", mode_a, la, sa, "%d10")}
-    add.u32 %r8, %r1, {space};
+    add.u32 %r9, %r1, {advance}; add.u32 %r8, %r1, {space + advance};
+    {descriptor("%r9", mode_a, la, sa, "%d10")}
     {descriptor("%r8", mode_b, lb, sb, "%d11")}
     mad.lo.u64 %d3, %t64, {n * 2}, %a1;
     {" ".join(f"ld.global.b32 %c{i}, [%d3+{4 * i}];" for i in range(n // 2))}
@@ -340,35 +359,40 @@ def accumulator(thread: int, r: int) -> tuple[int, int]:
     return 16 * warp + lane // 4 + 8 * (r // 2 % 2), 8 * (r // 4) + 2 * (lane % 4) + r % 2
 
 
+def check_wgmma(kind: str, n: int, **how: Any) -> None:
+    k = 32 // np.dtype(TYPES[kind][0]).itemsize
+    for a, b in operands(kind, (64, k), kind, (n, k)):
+        out, c = run_wgmma(kind, a, b, **how)
+        product = a.astype(np.float64) @ b.astype(np.float64).T
+        np.testing.assert_array_equal(out, product + c if how.get("accumulate", True) else product)
+
+
+MODES = [(1, 2), (2, 3), (3, 0), (0, 1)]
+"""Swizzles of A and of B: of 128 (1), 64 (2), 32 bytes (3), none (0)."""
+
+
 @pytest.mark.parametrize("kind", ["s8", "bf16", "e4m3"])
-@pytest.mark.parametrize(("mode_a", "mode_b"), [(1, 2), (2, 3), (3, 0), (0, 1)])
+@pytest.mark.parametrize(("mode_a", "mode_b"), MODES)
 @pytest.mark.parametrize("n", [8, 72])
 def test_wgmma_reads_every_k_major_layout(kind: str, mode_a: int, mode_b: int, n: int) -> None:
-    dtype, make = TYPES[kind]
-    k = 32 // np.dtype(dtype).itemsize
-    a, b = make((64, k)).astype(dtype), make((n, k)).astype(dtype)
-    out, c = run_wgmma(kind, a, b, mode_a=mode_a, mode_b=mode_b)
-    np.testing.assert_array_equal(out, a.astype(np.float64) @ b.astype(np.float64).T + c)
+    check_wgmma(kind, n, mode_a=mode_a, mode_b=mode_b)
 
 
-@pytest.mark.parametrize(("mode_a", "mode_b"), [(1, 2), (2, 3), (3, 0), (0, 1)])
+@pytest.mark.parametrize("kind", ["s8", "bf16"])
+@pytest.mark.parametrize(("mode_a", "mode_b", "advance"), [(1, 1, 32), (1, 1, 96), (1, 2, 32), (2, 1, 32)])
+def test_wgmma_reads_from_inside_a_swizzled_row(kind: str, mode_a: int, mode_b: int, advance: int) -> None:
+    """As a loop over k does: the swizzle is of the address, wherever in its pattern the operand begins."""
+    check_wgmma(kind, 24, mode_a=mode_a, mode_b=mode_b, advance=advance)
+
+
+@pytest.mark.parametrize(("mode_a", "mode_b"), MODES)
 @pytest.mark.parametrize(("transpose_a", "transpose_b"), [(True, False), (False, True), (True, True)])
 def test_wgmma_reads_every_mn_major_layout(mode_a: int, mode_b: int, transpose_a: bool, transpose_b: bool) -> None:
-    a, b = (
-        RNG.integers(-40, 41, (64, 16)).astype(ml_dtypes.bfloat16),
-        RNG.integers(-40, 41, (128, 16)).astype(ml_dtypes.bfloat16),
-    )
-    out, c = run_wgmma("bf16", a, b, mode_a=mode_a, mode_b=mode_b, transpose_a=transpose_a, transpose_b=transpose_b)
-    np.testing.assert_array_equal(out, a.astype(np.float64) @ b.astype(np.float64).T + c)
+    check_wgmma("bf16", 128, mode_a=mode_a, mode_b=mode_b, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
 @pytest.mark.parametrize("landing", ["late", "early", "random"])
 @pytest.mark.parametrize("kind", ["s8", "bf16", "e4m3"])
 def test_wgmma_takes_a_from_registers_and_can_start_at_zero(kind: str, landing: str) -> None:
-    dtype, make = TYPES[kind]
-    k = 32 // np.dtype(dtype).itemsize
-    a, b = make((64, k)).astype(dtype), make((16, k)).astype(dtype)
-    out, c = run_wgmma(kind, a, b, mode_a=1, mode_b=1, registers=True, landing=landing)
-    np.testing.assert_array_equal(out, a.astype(np.float64) @ b.astype(np.float64).T + c)
-    out, c = run_wgmma(kind, a, b, mode_a=1, mode_b=1, landing=landing, accumulate=False)
-    np.testing.assert_array_equal(out, a.astype(np.float64) @ b.astype(np.float64).T)
+    check_wgmma(kind, 16, mode_a=1, mode_b=1, registers=True, landing=landing)
+    check_wgmma(kind, 16, mode_a=1, mode_b=1, landing=landing, accumulate=False)
