@@ -46,7 +46,7 @@ NOTES = [
     "The executors' times on this host, kernels compiled before: they say nothing about the devices.",
     f"int8 GEMM: median of {ROUNDS} calls. Wide GEMMs: one call. Every result's bits are compared.",
     "Memory: the rise of a process's resident peak in its first launch. With the checkers, virtual CUDA adds up to 4 "
-    "bytes for each byte that a launch writes.",
+    "bytes, virtual Ascend 2, for each byte that a launch writes.",
 ]
 
 

@@ -12,11 +12,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ascend_kernels as kernels
-from ascend_harness import executable
+from ascend_harness import executable, lowered
 
 from kernelforge.backends import Execution, executing
 from kernelforge.formats import mx
 from kernelforge.ops.mxfp4_gemm import reference
+from kernelforge_ascend.marshal import Marshaller
 from kernelforge_ascend.virtual import Schedule
 
 rng = np.random.default_rng(11)
@@ -132,6 +133,15 @@ def test_vector_cores_take_tiles_in_turns():
         np.testing.assert_array_equal(packed, want)
         np.testing.assert_array_equal(scale, want_scale)
     assert kernel.blocks([tensor(array) for array in (x, packed, scale)]) == 64
+
+
+@pytest.mark.parametrize(("columns", "tiles"), [(1, 9), (2, 18), (3, 27), (8, 72)])
+def test_no_more_blocks_than_cores_whatever_the_simplifier_makes_of_the_grid(columns, tiles):
+    info = lowered(kernels.scaled_gemm, 64 * columns, 64, 64, 64, 64).info
+    assert info.extra == {"cores": 32}
+    a, b = torch.zeros(9 * 64, 64, dtype=torch.int8), torch.zeros(64 * columns, 64, dtype=torch.int8)
+    tensors = [a, b, torch.zeros(9 * 64, 1), torch.zeros(64 * columns, 1), torch.zeros(9 * 64, 64 * columns)]
+    assert Marshaller(info, "cpu").blocks(tensors) == min(tiles, 32)
 
 
 def test_a_call_executes_as_chosen(monkeypatch):

@@ -194,6 +194,23 @@ def test_a_missing_barrier_in_a_halving_tree():
         assert "that another thread used since the last barrier" in text
 
 
+@pytest.mark.parametrize("order", ["late", "early", "random"])
+def test_two_blocks_that_store_to_one_place(order):
+    """Even where both store the same; atomics may meet."""
+    program = load("X", 256) + then("MTE2", "MTE3") + store("Y{}", 256)
+    schedule = Schedule(order, check=True)
+    with pytest.raises(VirtualFault, match=r"race on Y .*writes what block [01] wrote, and nothing orders the blocks"):
+        launch(library(vector(XY, program.format(""))), [x, np.zeros(64, np.int32)], 2, schedule)
+    apart = program.format(" + 64 * (int32_t)block_idx")
+    run(vector(XY, apart), [x, np.zeros(128, np.int32)], 2, [schedule])
+
+
+def test_a_block_that_reads_what_another_stores():
+    body = "    if ((int32_t)block_idx == 0) asc_store_dev(Y, 5);\n    else asc_store_dev(Y + 1, asc_load_dev(Y));\n"
+    with pytest.raises(VirtualFault, match="reads what block 0 wrote, and nothing orders the blocks"):
+        launch(library(vector(XY, body)), [x, np.zeros(64, np.int32)], 2, Schedule("late", check=True, threads=1))
+
+
 def test_bytes_beside_each_other_are_not_a_race():
     function = "__simt_vf__ inline void work(__ubuf__ uint8_t* ub) { ub[threadIdx.x] = (uint8_t)threadIdx.x; }\n"
     y = np.zeros(64, np.uint8)

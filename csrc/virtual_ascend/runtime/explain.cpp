@@ -34,6 +34,11 @@ std::string Machine::conflict_text(const std::string& place, const Conflict& con
          ", and no wait orders the two";
 }
 
+std::string Machine::blocks_text(const std::string& place, int other, bool write) const {
+  return "race on " + place + ": " + step_text(step_.agent, step_.time) + (write ? " writes" : " reads") +
+         " what block " + std::to_string(other) + " wrote, and nothing orders the blocks";
+}
+
 std::string Machine::blocked_report() const {
   std::string text;
   for (const Core& core : cores_) {

@@ -1,5 +1,6 @@
 // Runs the blocks of a launch on host threads and hands errors back as text.
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <thread>
@@ -41,6 +42,13 @@ int kf_launch(void (*entry)(void**), void** arguments, const KfRegion* regions, 
   for (int i = 0; i < region_count; i++) {
     memory.emplace_back(regions[i].name, static_cast<uint8_t*>(regions[i].base), regions[i].bytes,
                         regions[i].tracked != 0);
+  }
+  std::vector<std::unique_ptr<uint16_t, decltype(&std::free)>> writers;
+  for (auto& region : memory) {
+    if (check == 0 || blocks < 2) break;
+    // Zero pages: memory is taken only for what is stored.
+    writers.emplace_back(static_cast<uint16_t*>(std::calloc(region.bytes, sizeof(uint16_t))), &std::free);
+    region.writers = writers.back().get();
   }
   kf::Options options;
   options.kind = static_cast<kf::KernelKind>(kind);

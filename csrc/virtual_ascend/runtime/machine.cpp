@@ -374,6 +374,10 @@ uint8_t* Machine::global(const void* address, std::size_t bytes, bool write) {
       fail(conflict_text(region->name + " near byte " + std::to_string(at - region->base), conflict, write));
     }
   }
+  if (region->writers != nullptr && !in_atomic) {
+    int other = region->other_writer(at - region->base, bytes, block_, write);
+    if (other >= 0) fail(blocks_text(region->name + " near byte " + std::to_string(at - region->base), other, write));
+  }
   return at;
 }
 

@@ -163,6 +163,7 @@ class Machine {
   void one_waiter(Core& core, int agent, const Op& op);
   std::string blocked_report() const;
   std::string conflict_text(const std::string& place, const Conflict& conflict, bool write) const;
+  std::string blocks_text(const std::string& place, int other, bool write) const;
   std::string agent_name(int agent) const;
   std::string step_text(int agent, uint32_t time) const;
   [[noreturn]] void outside(const void* address, std::size_t bytes, bool write, const void* program_counter);

@@ -139,11 +139,14 @@ struct GlobalRegion {
   uint8_t* base = nullptr;
   std::size_t bytes = 0;
   bool tracked = false;
+  uint16_t* writers = nullptr;  // with checks: per byte 1 + the block that stored it, 0 none; shared by all blocks
   std::vector<std::unique_ptr<Cell[]>> pages;
 
   GlobalRegion(std::string name_, uint8_t* base_, std::size_t bytes_, bool tracked_)
       : name(std::move(name_)), base(base_), bytes(bytes_), tracked(tracked_) {}
-  GlobalRegion(const GlobalRegion& other) : GlobalRegion(other.name, other.base, other.bytes, other.tracked) {}
+  GlobalRegion(const GlobalRegion& other) : GlobalRegion(other.name, other.base, other.bytes, other.tracked) {
+    writers = other.writers;
+  }
   GlobalRegion(GlobalRegion&&) = default;
 
   bool contains(const void* address) const { return address >= base && address < base + bytes; }
@@ -156,6 +159,18 @@ struct GlobalRegion {
       if (conflict.found) return conflict;
     }
     return {};
+  }
+
+  /// Another block that stored one of these bytes, or -1. A store leaves the mark of its block.
+  int other_writer(std::size_t offset, std::size_t count, int block, bool write) {
+    auto self = static_cast<uint16_t>(block + 1);
+    for (std::size_t i = offset; i < offset + count; i++) {
+      uint16_t found = __atomic_load_n(writers + i, __ATOMIC_RELAXED);
+      if (found == 0 && write)
+        __atomic_compare_exchange_n(writers + i, &found, self, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+      if (found != 0 && found != self) return found - 1;
+    }
+    return -1;
   }
 };
 

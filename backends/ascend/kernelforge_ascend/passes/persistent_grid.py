@@ -79,7 +79,11 @@ def is_persistent(function: Any) -> bool:
 
 
 def launched_cores(body: Any) -> int | None:
-    """From a lowered function's body, the most blocks to launch; None where every tile has a block."""
+    """From a lowered function's body, the most blocks to launch; None where every tile has a block.
+
+    The simplifier may have rewritten the smaller of tiles and cores, ``min(2 * n, 32)`` to ``min(n, 16) * 2``: what
+    counts is how large it can become.
+    """
     extents: list[Any] = []
 
     def visit(node: Any) -> None:
@@ -88,9 +92,9 @@ def launched_cores(body: Any) -> int | None:
             extents.append(node.value)
 
     walk(body, visit)
-    bounds = [part for extent in extents if isinstance(extent, tirx.Min) for part in (extent.a, extent.b)]
-    constants = [int(part) for part in (*bounds, *extents) if isinstance(part, tirx.IntImm)]
-    return min(constants, default=None)
+    analyzer = tvm.arith.Analyzer()
+    most = min((int(analyzer.const_int_bound(extent).max_value) for extent in extents), default=VECTOR_CORES + 1)
+    return most if most <= VECTOR_CORES else None
 
 
 def tile_bytes(function: Any) -> int:
