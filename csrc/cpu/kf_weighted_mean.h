@@ -134,6 +134,12 @@ KF_INLINE Elements load16(const uint16_t* from) {
   return {value, _mm256_cmpge_epu16_mask(magnitude, _mm256_set1_epi16(kSmallestRead >> 16))};
 }
 
+// The sum of both as they are read; neither is -0 then.
+KF_INLINE __m512 logit16(Elements gate, __m512 bias) {
+  const __m512 read = _mm512_maskz_mov_ps(gate.kept, gate.value);
+  return _mm512_mask_add_ps(read, is_read(bias), read, bias);
+}
+
 // Weights of n logits and their terms. Step by step for all of them: a chain of dependent steps is longer than what a
 // core looks ahead.
 template <int n, class T>
@@ -163,7 +169,8 @@ KF_INLINE void ask_for(const T* at) {
   _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
 }
 
-// Columns c to c + 16 of the strip whose first channel is `at`: the sums of `lane`, over its kChain slots.
+// Channels `column` to column + 16 of a strip: kChain slots from `first` on, those of one lane, summed, or neighbours,
+// each a lane of its own.
 template <int kChain, bool kOneLane, class T>
 KF_INLINE void sum_slots(const WeightedMean& g, const float (*logits)[kMeanStrip], const T* kv, int first, int column,
                          __m512 top, StripSums& sums) {
@@ -218,8 +225,8 @@ void weighted_mean_512(const WeightedMean& g) {
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const Elements element = load16(gate + g.token[j] + half * 16);
-        const __m512 bias = read16(_mm512_loadu_ps(g.bias + g.place[j] + c + half * 16));
-        const __m512 z = _mm512_mask_add_ps(bias, element.kept, element.value, bias);
+        const __m512 bias = _mm512_loadu_ps(g.bias + g.place[j] + c + half * 16);
+        const __m512 z = logit16(element, bias);
         _mm512_store_ps(&logits[j][half * 16], z);
         top[half] = _mm512_max_ps(z, top[half]);
       }
