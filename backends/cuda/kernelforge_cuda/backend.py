@@ -71,9 +71,10 @@ class CudaBackend(Backend):
         }
 
     def source(self, lowered: Any) -> str:
+        from .headers import with_own_headers
         from .proxies import with_proxy_fences
 
-        return with_proxy_fences(lowered.kernel_source)
+        return with_own_headers(with_proxy_fences(lowered.kernel_source))
 
     def finish(self, lowered: Any, info: LaunchInfo) -> LaunchInfo:
         from .finish import finish

@@ -97,14 +97,15 @@ def version_file() -> Path | None:
 
 
 def include_flags() -> list[str]:
-    """Where generated code finds TileLang's templates and CUTLASS."""
+    """Where generated code finds ``kernelforge_cuda.h``, TileLang's templates and CUTLASS."""
     found = importlib.util.find_spec("tilelang")
     if found is None or found.origin is None:
         raise CompilerMissing(
             "tilelang is not installed: its headers are needed to compile a kernel (pip install tilelang)"
         )
     package = Path(found.origin).parent
-    return [f"-I{package / 'src'}", f"-I{package / '3rdparty' / 'cutlass' / 'include'}"]
+    folders = (Path(__file__).parent, package / "src", package / "3rdparty" / "cutlass" / "include")
+    return [f"-I{folder}" for folder in folders]
 
 
 def arch_flags(arch: str, machine_code: bool) -> list[str]:

@@ -8,13 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 
-
-def tilelang_includes() -> list[pathlib.Path]:
-    """Include folders that TileLang's generated CUDA C++ needs."""
-    import tilelang
-
-    root = pathlib.Path(tilelang.__file__).parent
-    return [root / "src", root / "3rdparty" / "cutlass" / "include"]
+from ..nvcc import include_flags
 
 
 def compile_ptx(
@@ -25,7 +19,7 @@ def compile_ptx(
     Args:
         source: CUDA C++ text.
         arch: "sm_80", "sm_90a", ...
-        includes: include folders; TileLang's by default.
+        includes: include folders; those of generated code by default.
         flags: further nvcc flags. The default keeps nvcc from contracting a*b+c, as exact mode wants.
 
     Raises:
@@ -35,7 +29,7 @@ def compile_ptx(
     if nvcc is None:
         raise RuntimeError("nvcc is not on PATH; install the CUDA toolkit's compiler (no GPU is needed) to make PTX")
     number = arch.removeprefix("sm_")
-    folders = tilelang_includes() if includes is None else list(includes)
+    folders = include_flags() if includes is None else [f"-I{path}" for path in includes]
     with tempfile.TemporaryDirectory(prefix="kernelforge-ptx-") as folder:
         (pathlib.Path(folder) / "kernel.cu").write_text(source)
         command = [
@@ -46,7 +40,7 @@ def compile_ptx(
             "-lineinfo",
             "-ptx",
             *flags,
-            *(f"-I{path}" for path in folders),
+            *folders,
             "kernel.cu",
             "-o",
             "kernel.ptx",
