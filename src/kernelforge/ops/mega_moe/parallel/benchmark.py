@@ -33,10 +33,10 @@ from ....bench import Report, Row
 from .. import local
 from ..schedule import SCHEDULES, Loads, Span, dispatch_row, program, result_row, simulate
 from ..schedule.model import LINEAR1_SHARE
-from .engine import Arrived, Compute
 from .headed import Link
 from .layer import Experts, Forward, Tokens, forward, travel
 from .measured import Measured
+from .program import Arrived, Compute
 from .session import Options, Session, close, configure, session
 from .waves import WavePlan
 

@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 from ...support import expect, meta
 from .. import gradient, local
 from ..schedule import dispatch_row, result_row
-from .engine import Arrived, Compute
 from .layer import Experts, Tokens, check, forward, quantized, travel, unpack
 from .measured import Measured
+from .program import Arrived, Compute
 from .session import Session, session
 
 WEIGHT_BYTES = 4

@@ -17,9 +17,9 @@ from ..schedule import SCHEDULES, dispatch_row, program, result_row
 from ..schedule.program import AUTO, require_schedule, wave_argument
 from .agree import Agreement
 from .buffers import Buffers
-from .engine import Arrived, Compute
 from .errors import PeerRefused
 from .measured import Measured, choose_waves
+from .program import Arrived, Compute
 from .session import Session
 from .waves import WavePlan
 
