@@ -319,7 +319,7 @@ def buffers_by_tile(function) -> dict[str, set[int]]:
     return found
 
 
-def test_own_views_give_each_task_its_buffers():
+def test_own_views_golden_gives_each_task_its_buffers():
     before = through(small.elementwise(), *passes.PIPELINE[: passes.PIPELINE.index(passes.own_views)])
     after = passes.own_views(before)
     assert {name: len(views) for name, views in buffers_by_tile(before).items()} == {"x": 1, "y": 1, "twice": 1}

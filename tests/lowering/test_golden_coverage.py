@@ -29,7 +29,7 @@ def test_every_backend_has_passes() -> None:
     assert {backend for backend, _ in PASSES} == set(backends.backends())
 
 
-@pytest.mark.parametrize(("backend", "step"), PASSES, ids="-".join)
+@pytest.mark.parametrize(("backend", "step"), [pytest.param(*one, id="-".join(one)) for one in PASSES])
 def test_the_pass_has_a_golden_test(backend: str, step: str) -> None:
     goldens = [
         test
