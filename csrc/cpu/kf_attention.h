@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kf_exp2.h"
 #include "kf_gemm_engines.h"
 #include "kf_mx_tile.h"
 #include "kf_scratch.h"
@@ -49,9 +50,7 @@ KF_INLINE float exp2_of_nonpositive(float x) {
   const float v = below || x > -kSmallestRead ? 0.0f : x;
   const int32_t n = kf_i(v + kWindowMagic) - kWindowMagicBits;
   const float r = v - float(n);
-  float q = kf_f(0x3920FDDE);
-  for (const int32_t c : {0x3AAF9F29, 0x3C1D96A6, 0x3D635774, 0x3E75FDEE, int32_t(0xBE9D1BCF)}) q = q * r + kf_f(c);
-  const int32_t bits = kf_i(1.0f + (r + r * q)) + int32_t(uint32_t(n) << 23);
+  const int32_t bits = kf_i(exp2_of_fraction(r)) + int32_t(uint32_t(n) << 23);
   return below ? 0.0f : kf_f(bits);
 }
 

@@ -26,10 +26,8 @@ KF_INLINE __m512 exp2_of_nonpositive16(__m512 x) {
   const __m512 v = _mm512_maskz_mov_ps(read, x);
   const __m512i n = _mm512_cvtps_epi32(v);
   const __m512 r = _mm512_sub_ps(v, _mm512_cvtepi32_ps(n));
-  __m512 q = _mm512_set1_ps(kf_f(0x3920FDDE));
-  for (const int32_t c : {0x3AAF9F29, 0x3C1D96A6, 0x3D635774, 0x3E75FDEE, int32_t(0xBE9D1BCF)}) {
-    q = _mm512_add_ps(_mm512_mul_ps(q, r), _mm512_set1_ps(kf_f(c)));
-  }
+  __m512 q = _mm512_set1_ps(kf_f(kExp2[0]));
+  for (int i = 1; i < 6; ++i) q = _mm512_add_ps(_mm512_mul_ps(q, r), _mm512_set1_ps(kf_f(kExp2[i])));
   const __m512 y = _mm512_add_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(r, _mm512_mul_ps(r, q)));
   const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(n, 23));
   return _mm512_castsi512_ps(_mm512_maskz_mov_epi32(normal, bits));

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kf_gemm_engines.h"
+#include "kf_read.h"
 #include "kf_scalar.h"
 
 namespace kf {
@@ -22,9 +23,8 @@ struct SlicedDot {
 };
 
 constexpr int kWeightSlices = 3;
-constexpr int kUnusable = 255;               // exponent of a row with an infinity or a NaN
-constexpr int32_t kSmallestRead = 77 << 23;  // 2^-50
-constexpr int32_t kSmallestResult = 27;      // exponent field of 2^-100
+constexpr int kUnusable = 255;           // exponent of a row with an infinity or a NaN
+constexpr int32_t kSmallestResult = 27;  // exponent field of 2^-100
 constexpr int32_t kInfinity = 0x7F800000, kNotANumber = 0x7FC00000, kMagnitude = 0x7FFFFFFF;
 
 // How rows of T are cut, and the products that are kept.

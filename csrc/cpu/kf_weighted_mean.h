@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "kf_exp2.h"
 #include "kf_isa.h"
 #include "kf_read.h"
 #include "kf_scalar.h"
@@ -19,7 +20,6 @@ constexpr int kMeanLanes = 32;  // of R(n), contract C7
 constexpr int kMeanSlots = 4 * kMeanLanes;
 constexpr int kMeanLook = 64;  // slots of a strip to be worked on while memory answers
 constexpr int32_t kLog2E = 0x3FB8AA3B, kRoundToInteger = 0x4B400000, kOne = 0x3F800000;
-constexpr int32_t kExp2[] = {0x3920FDDE, 0x3AAF9F29, 0x3C1D96A6, 0x3D635774, 0x3E75FDEE, int32_t(0xBE9D1BCF)};
 constexpr int32_t kRecipSeed = 0x7EB21A50, kRecipStep = 0x3FB50700, kBinade = 1 << 23;
 
 struct WeightedMean {
@@ -56,9 +56,7 @@ KF_INLINE void fold_lanes(int lanes, Fold fold) {
 // 2^x for -50 <= x <= 0, else +0; NaN for NaN.
 KF_INLINE float weight_of(float x) {
   const float shifted = x + kf_f(kRoundToInteger), r = x - (shifted - kf_f(kRoundToInteger));
-  float q = kf_f(kExp2[0]);
-  for (int i = 1; i < 6; ++i) q = q * r + kf_f(kExp2[i]);
-  const float power = (1.0f + (r + r * q)) * kf_f(int32_t(uint32_t(kf_i(shifted)) << 23) + kOne);
+  const float power = exp2_of_fraction(r) * kf_f(int32_t(uint32_t(kf_i(shifted)) << 23) + kOne);
   return x < -50.0f ? 0.0f : power;
 }
 

@@ -95,7 +95,7 @@ class _Room:
 
 
 class _Nest(RootRewriter):
-    """Rewrites one T.Parallel nest; ``before`` and ``after`` are the copies around it."""
+    """Rewrites one T.Parallel nest; ``scalars`` are read before it, ``before`` and ``after`` are copies around it."""
 
     def __init__(self, tensors: _Tensors, room: _Room, analyzer: Any, nest: Any) -> None:
         self.tensors, self.room, self.analyzer = tensors, room, analyzer
@@ -107,7 +107,7 @@ class _Nest(RootRewriter):
         self.values = BufferMap()  # values of scalars that the nest assigns once
         self.stores = BufferMap()  # how often the nest assigns a thread's own buffer
         self.loaded: list[tuple[Any, list[Any], Any, list[Any]]] = []
-        self.loads = False  # whether ``before`` loads tiles
+        self.scalars: list[Any] = []
         self.before: list[Any] = []
         self.after: list[Any] = []
         walk(nest, self._count)
@@ -227,17 +227,16 @@ class _Nest(RootRewriter):
             # One integer, such as a bound or a row number: the core's control program reads it, and may use it in an
             # address.
             scalar = tirx.Var(f"{load.buffer.name}_value", "int32")
-            self.before.append(tirx.Bind(scalar, load))
+            self.scalars.append(tirx.Bind(scalar, load))
             self.loaded.append((load.buffer, list(load.indices), scalar, []))
             return scalar
         nonnegative = [self._nonnegative(m) for m in box.mins]
         if not all(nonnegative) and not self._starts_inside():
             return None
-        tile = self.room.take(box) if self.loads or self.room.loads > 0 else None
+        tile = self.room.take(box) if self.before or self.room.loads > 0 else None
         if tile is None:
             return None
-        self.room.loads -= not self.loads
-        self.loads = True
+        self.room.loads -= not self.before
         box.mins = [m if sure else tirx.max(m, 0) for m, sure in zip(box.mins, nonnegative, strict=True)]
         for here, there in box.copies(tile, load.buffer):
             self.before.append(ascend_copy(there, here))
@@ -367,9 +366,7 @@ class _Stage(RootRewriter):
         if node.kind == tirx.ForKind.PARALLEL:
             nest = _Nest(self.tensors, self.room, self.analyzer, node)
             rewritten = nest.visit(node)
-            reads = [s for s in nest.before if isinstance(s, tirx.Bind)]
-            loads = [s for s in nest.before if not isinstance(s, tirx.Bind)]
-            return sequence([*reads, *_task(loads), rewritten, *_task(nest.after)])
+            return sequence([*nest.scalars, *_task(nest.before), rewritten, *_task(nest.after)])
         if not is_const(node.extent, 0):
             self.analyzer.bind(node.loop_var, Range.from_min_extent(node.min, node.extent))
         return super().visit_for_(node)
