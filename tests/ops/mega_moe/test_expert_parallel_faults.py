@@ -84,7 +84,7 @@ def test_a_rank_that_never_arrives_is_missed_within_the_timeout_and_may_come_bac
     ((kind, said, seconds),) = ranks.finish([1])
     assert kind == "PeerLost"
     assert "rank 0 gave up: PeerLost: rank 1 did not answer" in said
-    assert seconds < 1
+    assert seconds < 1.5  # not the two seconds of the timeout
     _layer_works(ranks)
 
 

@@ -8,6 +8,7 @@ point-to-point messages (gloo on CPUs, NCCL and HCCL on accelerators) and, for t
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -178,11 +179,12 @@ class _Works:
 
 
 def _wait(peer: int, work: Any, deadline: float) -> None:
-    left = max(deadline - time.monotonic(), 0.001)
     begun = time.monotonic()
+    # torch waits whole milliseconds: a part of one, cut off, would end the wait before the deadline.
+    milliseconds = max(math.ceil((deadline - begun) * 1000), 1)
     try:
-        work.wait(timedelta(seconds=left))
+        work.wait(timedelta(milliseconds=milliseconds))
     except RuntimeError as error:
-        if time.monotonic() - begun >= left:
-            raise PeerLost(f"rank {peer} did not answer within {left:.3g} s") from error
+        if time.monotonic() - begun >= milliseconds / 1000:
+            raise PeerLost(f"rank {peer} did not answer within {milliseconds / 1000:.3g} s") from error
         raise PeerLost(f"rank {peer} is gone: {first_line(error)}") from error

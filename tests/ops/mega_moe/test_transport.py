@@ -1,0 +1,37 @@
+"""What a rank is told when a message does not come."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import pytest
+
+from kernelforge.ops.mega_moe.parallel.errors import PeerLost
+from kernelforge.ops.mega_moe.parallel.transport import _Works
+
+
+class _Message:
+    """A handle of torch.distributed for a message that never comes: waits whole milliseconds, as torch does."""
+
+    def __init__(self, lives: bool) -> None:
+        self._lives = lives
+
+    def wait(self, timeout: timedelta) -> None:
+        if self._lives:
+            time.sleep(timeout // timedelta(milliseconds=1) / 1000)
+            raise RuntimeError("Timed out waiting")
+        raise RuntimeError("Connection closed by peer")
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.0004, 0.0207, 0.0209])
+def test_a_rank_that_is_silent_until_the_deadline_did_not_answer(seconds):
+    deadline = time.monotonic() + seconds
+    with pytest.raises(PeerLost, match="rank 3 did not answer within"):
+        _Works([(3, _Message(lives=True))], []).received(deadline)
+    assert time.monotonic() >= deadline
+
+
+def test_a_connection_that_breaks_earlier_is_a_rank_that_is_gone():
+    with pytest.raises(PeerLost, match="rank 3 is gone: Connection closed by peer"):
+        _Works([(3, _Message(lives=False))], []).received(time.monotonic() + 10)
