@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import timedelta
 
 import pytest
+import torch
 
+from kernelforge.ops.mega_moe.parallel.engine import Engine
 from kernelforge.ops.mega_moe.parallel.errors import PeerLost
 from kernelforge.ops.mega_moe.parallel.transport import _Works
 
@@ -35,3 +38,36 @@ def test_a_rank_that_is_silent_until_the_deadline_did_not_answer(seconds):
 def test_a_connection_that_breaks_earlier_is_a_rank_that_is_gone():
     with pytest.raises(PeerLost, match="rank 3 is gone: Connection closed by peer"):
         _Works([(3, _Message(lives=False))], []).received(time.monotonic() + 10)
+
+
+class _Breaks:
+    """A transport whose connection to rank 1 is broken; that rank says why soon after, or never."""
+
+    rank, size, early = 0, 2, False
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    def watch(self, told) -> None:
+        self._told = told
+
+    def post(self, channel, sends, receives):
+        if self._word:
+            threading.Timer(0.1, self._told, (1, self._word)).start()
+        raise PeerLost("rank 1 is gone: reset", broken=1)
+
+    def abort(self, reason: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("out of memory", "rank 1 gave up: out of memory"), ("", "rank 1 is gone: reset")]
+)
+def test_a_rank_that_gave_up_is_heard_behind_its_broken_connection(word, said):
+    transport = _Breaks(word)
+    engine = Engine(transport, torch.device("cpu"), timeout=20)
+    with pytest.raises(PeerLost, match=said):
+        engine.perform(lambda: transport.post(0, [], []))

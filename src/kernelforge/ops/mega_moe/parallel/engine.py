@@ -19,6 +19,9 @@ from .streams import Streams
 from .transport import Transport
 from .waves import WavePlan
 
+_GRACE = 0.5
+"""Seconds that a rank's word why it gave up may arrive after a connection to it broke."""
+
 
 class Engine:
     """The communication thread of one rank, its buffers and its transport.
@@ -46,6 +49,8 @@ class Engine:
         self._lock = threading.Lock()
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
+        self._words: dict[int, PeerLost] = {}
+        """What ranks that gave up said."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         engine = weakref.ref(self)
@@ -120,11 +125,20 @@ class Engine:
             yield
         except BaseException as error:
             self.owes_error = False
-            first = self._failure or error  # a failed job closes what this thread is about to use
+            first = self._explained(self._failure or error)  # a failed job closes what this thread is about to use
             self.close(f"{type(first).__name__}: {first}")
             if first is not error:
                 raise first from None
             raise
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """The word of the rank behind a broken connection: it comes on another one, so it may come later."""
+        peer = error.broken if isinstance(error, PeerLost) else None
+        if peer is None:
+            return error
+        with self._changed:
+            self._changed.wait_for(lambda: peer in self._words, _GRACE)
+        return self._words.get(peer, error)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Give the communication thread something to do, after all it was given before; its failure is the engine's."""
@@ -190,7 +204,8 @@ class Engine:
         if reason:
             self.owes_error = not self.closed
             self.closed = self.closed or f"rank {peer} gave up: {reason}"
-            self._fail(PeerLost(f"rank {peer} gave up: {reason}"))
+            self._words[peer] = PeerLost(f"rank {peer} gave up: {reason}")
+            self._fail(self._words[peer])
         self.closed = self.closed or f"rank {peer} closed it"
         self.transport.abort(reason and f"rank {peer} gave up: {reason}")
 

@@ -8,7 +8,16 @@ class MoeCommunicationError(RuntimeError):
 
 
 class PeerLost(MoeCommunicationError):
-    """A rank died, gave up, or did not answer within the timeout."""
+    """A rank died, gave up, or did not answer within the timeout.
+
+    Args:
+        message: which rank and how that was noticed.
+        broken: the rank, where a connection to it broke: it may have said why on the other one.
+    """
+
+    def __init__(self, message: str, broken: int | None = None) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 class PayloadCorrupted(MoeCommunicationError):

@@ -118,24 +118,24 @@ class ProcessGroupTransport:
     def post(self, channel: int, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         if self._aborted:
             raise PeerLost("this exchange was closed by an earlier error")
+        tag = _TAG + channel
+        if self._host:
+            coming = [(m.peer, _begin(self._way(m.peer, self.rank).recv, m, tag)) for m in receives]
+            going = [(m.peer, _begin(self._way(self.rank, m.peer).send, m, tag)) for m in sends]
+            return _Works(coming, going)
         try:
-            coming, going = self._post(_TAG + channel, sends, receives)
+            works = self._batch(tag, sends, receives)
         except (RuntimeError, ValueError) as error:
             raise PeerLost(f"rank {self.rank} could not send: {first_line(error)}") from error
-        return _Works(coming, going)
+        return _Works(works, works)
 
-    def _post(self, tag: int, sends: Sequence[Message], receives: Sequence[Message]) -> tuple[Any, Any]:
-        if self._host:
-            coming = [(m.peer, self._way(m.peer, self.rank).recv([m.data], m.peer, tag)) for m in receives]
-            going = [(m.peer, self._way(self.rank, m.peer).send([m.data], m.peer, tag)) for m in sends]
-            return coming, going
+    def _batch(self, tag: int, sends: Sequence[Message], receives: Sequence[Message]) -> list[tuple[None, Any]]:
         operations = [
             dist.P2POp(what, m.data, group=self._connection.up, group_peer=m.peer, tag=tag)
             for what, messages in ((dist.irecv, receives), (dist.isend, sends))
             for m in messages
         ]
-        works = [(-1, work) for work in dist.batch_isend_irecv(operations)]
-        return works, works
+        return [(None, work) for work in dist.batch_isend_irecv(operations)]
 
     def abort(self, reason: str) -> None:
         if self._aborted:
@@ -163,8 +163,15 @@ def _listen(peer: int, work: Any, notice: torch.Tensor, told: Told) -> None:
     told(peer, bytes(notice[1:].tolist()).rstrip(b"\0").decode(errors="replace"))
 
 
+def _begin(send_or_receive: Callable[..., Any], message: Message, tag: int) -> Any:
+    try:
+        return send_or_receive([message.data], message.peer, tag)
+    except RuntimeError as error:
+        raise PeerLost(f"rank {message.peer} is gone: {first_line(error)}", broken=message.peer) from error
+
+
 class _Works:
-    """torch's handles, by the rank they wait for."""
+    """torch's handles, by the rank they wait for; none where it could be any."""
 
     def __init__(self, coming: Any, going: Any) -> None:
         self._coming, self._going = coming, going
@@ -178,13 +185,14 @@ class _Works:
             _wait(peer, work, deadline)
 
 
-def _wait(peer: int, work: Any, deadline: float) -> None:
+def _wait(peer: int | None, work: Any, deadline: float) -> None:
     begun = time.monotonic()
     # torch waits whole milliseconds: a part of one, cut off, would end the wait before the deadline.
     milliseconds = max(math.ceil((deadline - begun) * 1000), 1)
     try:
         work.wait(timedelta(milliseconds=milliseconds))
     except RuntimeError as error:
+        who = "a rank" if peer is None else f"rank {peer}"
         if time.monotonic() - begun >= milliseconds / 1000:
-            raise PeerLost(f"rank {peer} did not answer within {milliseconds / 1000:.3g} s") from error
-        raise PeerLost(f"rank {peer} is gone: {first_line(error)}") from error
+            raise PeerLost(f"{who} did not answer within {milliseconds / 1000:.3g} s") from error
+        raise PeerLost(f"{who} is gone: {first_line(error)}", broken=peer) from error
