@@ -17,6 +17,7 @@ from kernelforge.ops.mega_moe.parallel.agree import EXPERTS, Agreeing
 from kernelforge.ops.mega_moe.parallel.engine import Engine
 from kernelforge.ops.mega_moe.parallel.errors import MoeCommunicationError, PayloadCorrupted, PeerLost, PeerRefused
 from kernelforge.ops.mega_moe.parallel.headed import CheckedTransport, Link, ShapedTransport
+from kernelforge.ops.mega_moe.parallel.program import execute
 from kernelforge.ops.mega_moe.parallel.waves import WavePlan
 from kernelforge.ops.mega_moe.schedule import SCHEDULES, program
 
@@ -71,8 +72,8 @@ def exchange(engine: Engine, counts, schedule, waves, fail_in=-1):
     stamp = Stamp(rank * plan.local, fail_in)
     travelling = torch.from_numpy(plan.travelling)
     with engine.call():
-        results = engine.run(
-            program(schedule, plan.waves), plan, ROW, lambda: rows_of(counts, rank)[travelling], stamp, RESULT
+        results = execute(
+            engine, program(schedule, plan.waves), plan, ROW, lambda: rows_of(counts, rank)[travelling], stamp, RESULT
         )
     by_expert = torch.empty((plan.rows, RESULT // 4), dtype=torch.int32)
     by_expert[travelling] = results.view(torch.int32)

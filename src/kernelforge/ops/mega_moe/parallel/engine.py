@@ -1,4 +1,4 @@
-"""The wave engine: runs a program on this rank, computing in the caller's thread while another one communicates."""
+"""The wave engine of one rank: the caller's thread computes while another one communicates."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ..schedule import Span, Step
 from .buffers import Buffers
 from .errors import MoeCommunicationError, PeerLost
-from .program import Compute, Run
 from .streams import Streams
 from .transport import Transport
-from .waves import WavePlan
 
 _GRACE = 0.5
 """Seconds that a rank's word why it gave up may arrive after a connection to it broke."""
@@ -87,36 +85,6 @@ class Engine:
             self.transport.abort(reason)
             self._jobs.put(None)
             self.transport.close()
-
-    def run(
-        self,
-        steps: Sequence[Step],
-        plan: WavePlan,
-        row_bytes: int,
-        pack: Callable[[], torch.Tensor],
-        compute: Compute,
-        result_bytes: int,
-    ) -> torch.Tensor:
-        """Send rows to their experts' ranks, compute, and return the results.
-
-        Args:
-            steps: the program.
-            plan: the same on all ranks.
-            row_bytes: bytes of a row on its way to an expert.
-            pack: gives the rows, uint8 [plan.rows, row_bytes], as they travel; not to be changed before this returns.
-                Called once other ranks' messages are waited for.
-            compute: what to do with a wave.
-            result_bytes: bytes of a row that comes back.
-
-        Returns:
-            uint8 [plan.rows, result_bytes], where the rows were; valid until the next call.
-
-        Raises:
-            MoeCommunicationError: the exchange failed and is closed; or whatever ``compute`` raised, likewise.
-        """
-        with self.guarded():
-            run = Run(self, plan, row_bytes, compute, result_bytes)
-            return run.execute(steps, pack())
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:

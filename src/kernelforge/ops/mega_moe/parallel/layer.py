@@ -19,7 +19,7 @@ from .agree import Agreement
 from .buffers import Buffers
 from .errors import PeerRefused
 from .measured import Measured, choose_waves
-from .program import Arrived, Compute
+from .program import Arrived, Compute, execute
 from .session import Session
 from .waves import WavePlan
 
@@ -129,7 +129,7 @@ def travel(
             rows = _rows(plan, cut)
         pack = functools.partial(_pack, opened.engine.buffers, made[0], tokens.topk_weight, rows, experts.hidden)
         steps = program(schedule, cut.waves)
-        results = engine.run(steps, cut, passage.row_bytes, pack, compute, passage.result_bytes)
+        results = execute(engine, steps, cut, passage.row_bytes, pack, compute, passage.result_bytes)
         measured.add_handling(engine.handling / cut.waves)
         return results, rows
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ..schedule import Step
+from .engine import Engine
 from .transport import DISPATCH, GIVE_BACK, Exchange, Message
 from .waves import WavePlan, peers
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 
 @dataclass
@@ -43,6 +41,38 @@ class Compute(Protocol):
         """The second half: the rows to give back, uint8 [n, result_bytes], in the order they came."""
 
 
+def execute(
+    engine: Engine,
+    steps: Sequence[Step],
+    plan: WavePlan,
+    row_bytes: int,
+    pack: Callable[[], torch.Tensor],
+    compute: Compute,
+    result_bytes: int,
+) -> torch.Tensor:
+    """Send rows to their experts' ranks, compute, and return the results.
+
+    Args:
+        engine: of this rank.
+        steps: the program.
+        plan: the same on all ranks.
+        row_bytes: bytes of a row on its way to an expert.
+        pack: gives the rows, uint8 [plan.rows, row_bytes], as they travel; not to be changed before this returns.
+            Called once other ranks' messages are waited for.
+        compute: what to do with a wave.
+        result_bytes: bytes of a row that comes back.
+
+    Returns:
+        uint8 [plan.rows, result_bytes], where the rows were; valid until the next call.
+
+    Raises:
+        MoeCommunicationError: the exchange failed and is closed; or whatever ``compute`` raised, likewise.
+    """
+    with engine.guarded():
+        run = _Run(engine, plan, row_bytes, compute, result_bytes)
+        return run.execute(steps, pack())
+
+
 @dataclass
 class _Wave:
     """One wave under way.
@@ -65,7 +95,7 @@ class _Wave:
     back: torch.Tensor | None = None
 
 
-class Run:
+class _Run:
     """One execution of a program."""
 
     def __init__(self, engine: Engine, plan: WavePlan, row_bytes: int, compute: Compute, result_bytes: int) -> None:
