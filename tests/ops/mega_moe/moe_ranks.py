@@ -13,6 +13,7 @@ import torch
 import kernelforge as kf
 from kernelforge.nn import MoE, MXFP4Experts
 from kernelforge.ops.mega_moe.parallel import session as sessions
+from kernelforge.ops.mega_moe.parallel.accelerator import AcceleratorTransport
 from kernelforge.ops.mega_moe.parallel.agree import Agreeing
 from kernelforge.ops.mega_moe.parallel.gradient import backward
 from kernelforge.ops.mega_moe.parallel.headed import CheckedTransport, Link
@@ -46,6 +47,23 @@ def run_layer(group, weights, tokens, shares, limit, cases) -> list[np.ndarray]:
         out = kf.mega_moe(*mine, *experts, group, waves, limit, schedule=schedule)
         outputs.append(out.view(torch.uint16).numpy())
     return outputs
+
+
+def run_layer_in_batches(world, weights, tokens, shares, limit, cases) -> tuple[int, list[np.ndarray]]:
+    """The same with the messages of accelerators' backends, carried by gloo; connected, closed and connected again.
+
+    Ranks are counted from the other end of ``world``; what this one's is comes first.
+    """
+    group = torch.distributed.new_group(list(reversed(range(world.size()))), sort_ranks=False)
+    device, options = torch.device("cpu"), sessions.Options(timeout=30)
+    found = []
+    for _ in range(2):
+        opened = sessions.open_session(AcceleratorTransport(group, device, options.timeout), device, options)
+        sessions._sessions[group.group_name, device] = opened
+        found.append(run_layer(group, weights, tokens, shares, limit, cases))
+        sessions.close(group)
+    assert all(np.array_equal(first, second) for first, second in zip(*found, strict=True))
+    return group.rank(), found[0]
 
 
 def run_backward(group, weights, tokens, grad, shares, limit, cases) -> list[list[np.ndarray]]:

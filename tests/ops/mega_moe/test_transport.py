@@ -11,7 +11,7 @@ import torch
 
 from kernelforge.ops.mega_moe.parallel.engine import Engine
 from kernelforge.ops.mega_moe.parallel.errors import PeerLost
-from kernelforge.ops.mega_moe.parallel.transport import _Works
+from kernelforge.ops.mega_moe.parallel.works import Works
 
 
 class _Message:
@@ -31,13 +31,13 @@ class _Message:
 def test_a_rank_that_is_silent_until_the_deadline_did_not_answer(seconds):
     deadline = time.monotonic() + seconds
     with pytest.raises(PeerLost, match="rank 3 did not answer within"):
-        _Works([(3, _Message(lives=True))], []).received(deadline)
+        Works([(3, _Message(lives=True))], []).received(deadline)
     assert time.monotonic() >= deadline
 
 
 def test_a_connection_that_breaks_earlier_is_a_rank_that_is_gone():
     with pytest.raises(PeerLost, match="rank 3 is gone: Connection closed by peer"):
-        _Works([(3, _Message(lives=False))], []).received(time.monotonic() + 10)
+        Works([(3, _Message(lives=False))], []).received(time.monotonic() + 10)
 
 
 class _Breaks:

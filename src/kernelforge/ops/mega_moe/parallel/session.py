@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from .accelerator import AcceleratorTransport
 from .agree import Agreeing
 from .engine import Engine
+from .gloo import GlooTransport
 from .headed import CheckedTransport, Link, ShapedTransport
 from .measured import Measured, measure_link
 from .symmetric import SymmetricTransport
 from .symmetric_cuda import CudaWorkspace, offered
-from .transport import ProcessGroupTransport, Transport
+from .transport import Transport
 
 DEFAULT_TIMEOUT = 60.0
 
@@ -100,10 +102,12 @@ def session(group: dist.ProcessGroup, device: torch.device) -> Session:
 
 
 def _transport(group: dist.ProcessGroup, device: torch.device, options: Options) -> Transport:
-    """Symmetric memory where it is wanted and offered, torch.distributed's messages otherwise."""
+    """On accelerators symmetric memory where it is wanted and offered, torch.distributed's messages otherwise."""
+    if device.type == "cpu":
+        return GlooTransport(group, options.timeout)
     if options.symmetric and offered(group, device, options.timeout):
         return SymmetricTransport(CudaWorkspace(group, device, options.timeout))
-    return ProcessGroupTransport(group, device, options.timeout)
+    return AcceleratorTransport(group, device, options.timeout)
 
 
 def open_session(transport: Transport, device: torch.device, options: Options) -> Session:

@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from .connection import first_line
-from .errors import PeerLost
 from .symmetric import share_bytes
+from .works import never_came
 
 MODULE = "torch.distributed._symmetric_memory"
 WANTED = ("empty", "rendezvous")
@@ -92,7 +91,7 @@ def _share(group: dist.ProcessGroup, name: str, value: Any, timeout: float) -> l
     try:
         store.wait(keys, timedelta(seconds=timeout))
     except RuntimeError as error:
-        raise PeerLost(f"the {len(keys)} ranks did not all come within {timeout:g} s: {first_line(error)}") from error
+        raise never_came(len(keys), timeout, error) from error
     return [json.loads(store.get(key)) for key in keys]
 
 
