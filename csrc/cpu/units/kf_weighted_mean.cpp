@@ -9,7 +9,9 @@ int32_t kf_weighted_mean(float* mean, const void* kv, const void* gate, const fl
   if (!counts || !inside || ratio <= 0 || channels % kf::kMeanStrip != 0) return kf::kBadArgument;
   const kf::Isa isa = kf::current_isa();
   if (isa == kf::Isa::kMissing) return kf::kIsaMissing;
-  kf::WeightedMean g{mean, kv, gate, bias, slots, channels, first + ratio + slots <= rows ? ratio * ld : 0, {}, {}};
+  kf::WeightedMean g;  // not {}: thousands of calls need few of the places for slots
+  g.mean = mean, g.kv = kv, g.gate = gate, g.bias = bias, g.slots = slots, g.channels = channels;
+  g.ahead = first + ratio + slots <= rows ? ratio * ld : 0;
   for (int j = 0; j < slots; ++j) {
     const int64_t column = j / ratio * int64_t(series);
     g.token[j] = (first + j) * ld + column;

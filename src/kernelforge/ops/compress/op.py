@@ -137,9 +137,12 @@ def _compress(
         count = _count(None if before is None else before.position, lengths, S, ratio, cos.shape[0])
     elif not 0 <= count <= -(-S // ratio):
         raise ValueError(f"count: given {count}, wanted 0 to {-(-S // ratio)}, what {S} tokens can complete")
+    whole = before is None and lengths is None and not overlap and S % ratio == 0
     if lengths is None:
         lengths = torch.full((batch,), S, dtype=torch.int32, device=kv.device)
     entries: Tensor = _compress_op(*tensors, *state, lengths, ratio, count, eps, backend)
+    if whole:  # windows all finished: of them a state keeps nothing but their number
+        return entries, state._replace(position=lengths)
     with torch.no_grad():
         _state_op(kv, gate, *state, lengths, backend)
     return entries, state

@@ -12,7 +12,8 @@ class CompressState(NamedTuple):
 
     The tensors are updated in place by :func:`kernelforge.csa_compress` and :func:`kernelforge.hca_compress`; ``clone``
     first where a sequence branches. Row ``s`` of ``kv`` and ``gate`` holds the tokens at positions congruent to ``s``
-    modulo the ratio. Rows past the position hold whatever was there before and are never read.
+    modulo the ratio. Rows past the position hold whatever was there before, in a state that begins what memory held, and
+    are never read.
 
     Attributes:
         kv, gate: as they were fed, in their type: [B, ratio, 3 * D] with overlap (columns: series a of the window
@@ -30,7 +31,7 @@ class CompressState(NamedTuple):
     ) -> CompressState:
         """The state of ``batch`` sequences that have not begun."""
         shape = (batch, ratio, 3 * D if overlap else D)
-        kv, gate = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        kv, gate = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         return cls(kv, gate, torch.zeros(batch, dtype=torch.int32, device=device))
 
     def clone(self) -> CompressState:
