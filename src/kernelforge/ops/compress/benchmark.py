@@ -38,8 +38,8 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
         "Interleaved rounds in one process; medians. x is torch's time over kernelforge's.",
         f"Measured copy bandwidth {roof.copy / 1e9:.1f} GB/s, read and written. Operands that fit the last level of "
         "cache are read from there and can exceed it.",
-        "Every element of kv takes one exponential, about 33 vector operations in all; they and the traffic of logits "
-        "and weights in the first caches are the limit where the operands are in a cache.",
+        "Every element of kv takes one exponential, about 28 vector operations in all; they are the limit where the "
+        "operands are in a cache.",
         "with gradients: entries, then from a gradient of theirs those of tokens, bias and weight.",
         "extra MiB: resident memory at its highest during a call, above operands; the results are part of it.",
     ]
