@@ -12,7 +12,7 @@ class CompressState(NamedTuple):
 
     The tensors are updated in place by :func:`kernelforge.csa_compress` and :func:`kernelforge.hca_compress`; ``clone``
     first where a sequence branches. Row ``s`` of ``kv`` and ``gate`` holds the tokens at positions congruent to ``s``
-    modulo the ratio. Rows past the position hold whatever was there before, in a state that begins what memory held, and
+    modulo the ratio. Rows past the position hold whatever was there before (in a new state, whatever memory held) and
     are never read.
 
     Attributes:
