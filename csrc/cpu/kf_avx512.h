@@ -90,6 +90,10 @@ KF_INLINE int32_t largest_u16(__m512i words) {
   return 0xFFFF ^ (_mm_cvtsi128_si32(least) & 0xFFFF);
 }
 
+KF_INLINE int32_t largest_u8(__m512i bytes) {
+  return largest_u16(_mm512_max_epu16(_mm512_and_si512(bytes, _mm512_set1_epi16(0xFF)), _mm512_srli_epi16(bytes, 8)));
+}
+
 // One E4M3 or BF16 block as bf16 words, with what its window needs.
 struct WindowBlock {
   __m512i words;  // small bf16 values already read as 0; any value where factor is NaN

@@ -1,103 +1,180 @@
 // AVX512-BF16: vdpbf16ps on folded operands. It rounds twice per pair of products, but every value is an exact
 // multiple of the block's scale, below 2^24 of them, so both roundings are exact; the block's sum starts at zero and
 // is added to the accumulator once.
+//
+// A kernel takes up to twelve rows by a strip. W's codes are folded in registers, between the dots and once for each
+// group of rows: permutations and integer additions go to units that the dots leave idle, while a folded panel in
+// memory costs stores, which do not.
 #pragma once
 
-#include "kf_mx_panels.h"
+#include "kf_mx_staged.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prefer-vector-width=512")
 namespace kf {
 namespace {
 
-// kRows x 32 columns over one chunk; `clear`: from zero. a: [rows][blocks][32], w: [2][blocks][16 pairs][16][2].
-// between(quarter) is called before each quarter of a block.
-template <int kFormat, int kRows, class Between>
-void bf16_kernel(float* acc, int64_t ld_acc, const uint16_t* a, const float* factor, int64_t ld_factor,
-                 const uint16_t* w, int64_t blocks, bool clear, const Between& between) {
-  const int64_t lda = blocks * kBlock, second = blocks * kBlock * kStrip;
-  __m512 sums[kRows][2];
-  for (int r = 0; r < kRows; ++r) {
-    sums[r][0] = clear ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + r * ld_acc);
-    sums[r][1] = clear ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + r * ld_acc + kStrip);
-  }
-  for (int64_t b = 0; b < blocks; ++b, w += kBlock * kStrip) {
-    __m512 dots[kRows][2];
-    for (int r = 0; r < kRows; ++r) dots[r][0] = dots[r][1] = _mm512_setzero_ps();
-#pragma GCC unroll 16
-    for (int p = 0; p < kBlock / 2; ++p) {
-      if (p % 4 == 0) between(p / 4);
-      const __m512bh w0 = (__m512bh)_mm512_load_si512(w + p * kBlock);
-      const __m512bh w1 = (__m512bh)_mm512_load_si512(w + second + p * kBlock);
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-        int32_t pair;
-        std::memcpy(&pair, a + r * lda + b * kBlock + 2 * p, 4);
-        const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
-        dots[r][0] = _mm512_dpbf16_ps(dots[r][0], left, w0);
-        dots[r][1] = _mm512_dpbf16_ps(dots[r][1], left, w1);
-      }
+constexpr int kDotRows = 12;  // rows a kernel takes, at most: as many sums and dots fill the registers
+
+// sum + the dots of w with one pair, the same for all lanes. GCC 12 would take a register for the pair.
+KF_INLINE __m512 dot_pair(__m512 sum, __m512i w, const uint16_t* pair) {
+  typedef const uint32_t __attribute__((may_alias, aligned(2))) Pair;
+  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<Pair*>(pair)));
+  return sum;
+}
+
+// One block's dots of kRows x one strip from zero. a: [kRows][32]. between(i) is called for i from 0 to 15.
+template <int kRows, class Between>
+KF_INLINE void dot_block(const uint16_t* a, const StagedStrip& w, uint32_t block, const StagedFold& fold,
+                         __m512 (&dots)[kRows], const Between& between) {
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) dots[r] = _mm512_setzero_ps();
+  const __m512i exponents = fold.exponents(w, block);
+  for (int j = 0; j < 4; ++j, a += 8) {
+    const __m512i codes = _mm512_load_si512(w.codes[block][j]);
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      const __m512i words = fold(_mm512_srli_epi16(codes, 4 * p), exponents);
+      between(4 * j + p);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) dots[r] = dot_pair(dots[r], words, a + r * kBlock + 2 * p);
     }
-    for (int r = 0; r < kRows; ++r) {
-      for (int c = 0; c < 2; ++c) {
-        __m512 term = dots[r][c];
-        if (kFormat == kE4m3F32) term = _mm512_mul_ps(term, _mm512_set1_ps(factor[b * ld_factor + r]));
-        sums[r][c] = _mm512_add_ps(sums[r][c], term);
-      }
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    _mm512_storeu_ps(acc + r * ld_acc, sums[r][0]);
-    _mm512_storeu_ps(acc + r * ld_acc + kStrip, sums[r][1]);
   }
 }
 
+// acc lanes in `inside` += kRows x one strip over one chunk; `clear`: from zero. a: [blocks][kRows][32].
+template <int kFormat, int kRows>
+__attribute__((noinline)) void bf16_kernel(float* acc, int64_t ld_acc, __mmask16 inside, const uint16_t* a,
+                                           const float* factor, int64_t ld_factor, const StagedStrip& w,
+                                           uint32_t blocks, bool clear, bool last, StripStager& stager) {
+  const StagedFold fold;
+  const __mmask16 kept = clear ? __mmask16(0) : inside;
+  __m512 sums[kRows];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_maskz_loadu_ps(kept, acc + r * ld_acc);
+  for (uint32_t b = 0; b < blocks; ++b, a += kRows * kBlock) {
+    __m512 dots[kRows];
+    const auto prefetch = [&](int i) KF_INLINE_LAMBDA {
+      if (i % 4 == 0 && last) stager.prefetch(b, i / 4);
+    };
+    if (stager.done()) {
+      dot_block<kRows>(a, w, b, fold, dots, prefetch);
+    } else {
+      dot_block<kRows>(a, w, b, fold, dots, [&](int i) KF_INLINE_LAMBDA {
+        stager.stage(i);
+        prefetch(i);
+      });
+      stager.next_block();
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      __m512 term = dots[r];
+      if (kFormat == kE4m3F32) term = _mm512_mul_ps(term, _mm512_set1_ps(factor[b * ld_factor + r]));
+      sums[r] = _mm512_add_ps(sums[r], term);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) _mm512_mask_storeu_ps(acc + r * ld_acc, inside, sums[r]);
+}
+
+// Calls body(std::integral_constant<int, rows>, first row) for as few groups of the m rows as there can be, of about
+// the same height. Requires m > kGemvRows, so that none has fewer rows than five.
+template <class Body>
+KF_INLINE void for_dot_rows(int m, const Body& body) {
+  for (int r = 0, rows; r < m; r += rows) {
+    const int left = m - r, groups = (left + kDotRows - 1) / kDotRows;
+    rows = (left + groups - 1) / groups;
+    switch (rows) {
+      case 12:
+        body(std::integral_constant<int, 12>(), r);
+        break;
+      case 11:
+        body(std::integral_constant<int, 11>(), r);
+        break;
+      case 10:
+        body(std::integral_constant<int, 10>(), r);
+        break;
+      case 9:
+        body(std::integral_constant<int, 9>(), r);
+        break;
+      case 8:
+        body(std::integral_constant<int, 8>(), r);
+        break;
+      case 7:
+        body(std::integral_constant<int, 7>(), r);
+        break;
+      case 6:
+        body(std::integral_constant<int, 6>(), r);
+        break;
+      default:
+        body(std::integral_constant<int, 5>(), r);
+    }
+  }
+}
+
+// A as the kernels read it, [group of rows][block][row of the group][32]; factor: [blocks][m], written for fp32 scales
+// alone. Returns the largest factor's bits.
+template <int kFormat>
+int32_t fold_dot_rows(const MxTile& tile, const Strip& strip, uint16_t* out, float* factor) {
+  LargestFactor largest;
+  for_dot_rows(strip.m, [&](auto group, int first) {
+    constexpr int kRows = decltype(group)::value;
+    for (int r = first; r < first + kRows; ++r) {
+      uint16_t* to = out + (int64_t(first) * strip.blocks + r - first) * kBlock;
+      for (int b = 0; b < strip.blocks; ++b, to += kRows * kBlock) {
+        const float fa = fold_block<kFormat>(tile, strip.row + r, strip.first + b, to);
+        largest.add(fa);
+        if (kFormat == kE4m3F32) factor[int64_t(b) * strip.m + r] = fa;
+      }
+    }
+  });
+  return largest.bits;
+}
+
+// Requires m > kGemvRows.
 template <int kFormat>
 int bf16_accumulate(const MxTile& tile) {
-  const int chunk = std::min(tile.blocks(), Panel::kBlocks);
-  const size_t cells = size_t(chunk) * std::min(tile.m, Panel::kRows);
+  const int chunk = std::min(tile.blocks(), Strip::kBlocks);
+  const size_t cells = size_t(chunk) * std::min(tile.m, Strip::kRows);
   Scratch& scratch = thread_scratch();
-  if (!scratch.reserve(cells * (2 * kBlock + sizeof(float)) + 2 * PanelFolder::words(chunk) * sizeof(uint16_t) +
-                       kPanelRows * kPanel * sizeof(float) + 5 * Scratch::kAlignment)) {
+  if (!scratch.reserve(cells * (2 * kBlock + sizeof(float)) + 2 * StagedStrip::bytes(chunk) +
+                       6 * Scratch::kAlignment)) {
     return kOutOfMemory;
   }
   uint16_t* a = scratch.take<uint16_t>(cells * kBlock);
   float* factor = scratch.take<float>(cells);
-  uint16_t* w = scratch.take<uint16_t>(PanelFolder::words(chunk));
-  uint16_t* next_w = scratch.take<uint16_t>(PanelFolder::words(chunk));
-  float* edge = scratch.take<float>(kPanelRows * kPanel);
-  PanelFolder folder;
-  PanelPrefetch prefetch;
+  const auto take_strip = [&] {
+    auto* codes = reinterpret_cast<StagedStrip::Codes*>(scratch.take<uint32_t>(chunk * 4 * kStrip));
+    return StagedStrip{codes,
+                       reinterpret_cast<uint8_t (*)[kStrip][4]>(scratch.take<uint32_t>((chunk + 3) / 4 * kStrip))};
+  };
+  StagedStrip w = take_strip(), next_w = take_strip();
+  StripStager stager;
   int32_t largest_a = 0;
-  Panel panel = Panel::at(tile, 0, 0, 0);
-  folder.start(tile, panel, w);
-  while (panel.blocks > 0) {
-    const int first = panel.first, blocks = panel.blocks, row = panel.row, m = panel.m, col = panel.col, n = panel.n;
-    const Panel next = panel.next(tile);
-    if (col == 0) largest_a = fold_rows<kFormat>(tile, row, m, first, FoldedRows<1>{a, m, blocks, blocks}, factor);
-    const bool exact = folding_is_exact<kFormat>(largest_a, folder.finish());
-    folder.start(tile, next, next_w);
+  Strip strip = Strip::at(tile, 0, 0, 0), next = strip.next(tile);
+  stager.start(tile, strip, next, w);
+  while (strip.blocks > 0) {
+    const int64_t blocks = strip.blocks;
+    if (strip.col == 0) largest_a = fold_dot_rows<kFormat>(tile, strip, a, factor);
+    const bool exact = folding_is_exact<kFormat>(largest_a, stager.finish());
+    const Strip after = next.next(tile);
+    stager.start(tile, next, after, next_w);
     if (exact) {
-      prefetch.start(tile, next.next(tile));
-      const int groups = (m + kPanelRows - 1) / kPanelRows;
-      const int idle = groups >= 8 ? 3 : groups >= 4 ? 1 : 0;  // bits of a quarter's number: those set are left alone
-      const auto between = [&](int quarter) KF_INLINE_LAMBDA {
-        if ((quarter & idle) != 0) return;
-        folder.step();
-        prefetch.step();
-      };
-      const int64_t lda = int64_t(blocks) * kBlock;
-      const bool clear = tile.clear && first == 0;
-      for_row_groups<false>(tile.acc + row * tile.ld_acc + col, tile.ld_acc, m, n, edge,
-                            [&](auto group, int r, float* out, int64_t ld_out) {
-                              bf16_kernel<kFormat, decltype(group)::value>(out, ld_out, a + r * lda, factor + r, m, w,
-                                                                           blocks, clear, between);
-                            });
+      const __mmask16 inside = __mmask16((1u << strip.n) - 1);
+      const bool clear = tile.clear && strip.first == 0;
+      float* acc = tile.acc + strip.row * tile.ld_acc + strip.col;
+      for_dot_rows(strip.m, [&](auto group, int r) {
+        bf16_kernel<kFormat, decltype(group)::value>(acc + r * tile.ld_acc, tile.ld_acc, inside,
+                                                     a + r * blocks * kBlock, factor + r, strip.m, w, blocks, clear,
+                                                     r + decltype(group)::value == strip.m, stager);
+      });
     } else {
-      const int status = portable_accumulate<kFormat>(part<kFormat>(tile, row, m, col, n, first, blocks));
+      const int status = portable_accumulate<kFormat>(
+          part<kFormat>(tile, strip.row, strip.m, strip.col, strip.n, strip.first, strip.blocks));
       if (status != kOk) return status;
     }
-    panel = next;
+    strip = next;
+    next = after;
     std::swap(w, next_w);
   }
   return kOk;

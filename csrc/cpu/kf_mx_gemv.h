@@ -22,9 +22,7 @@ KF_INLINE int32_t largest_scale(const StripRows& rows, int blocks) {
       largest = _mm512_mask_max_epu8(largest, _mm512_cmpneq_epu8_mask(bytes, nan), largest, bytes);
     }
   }
-  const __m512i words =
-      _mm512_max_epu16(_mm512_and_si512(largest, _mm512_set1_epi16(0xFF)), _mm512_srli_epi16(largest, 8));
-  return kf_i(read_scale(uint8_t(largest_u16(words))));
+  return kf_i(read_scale(uint8_t(largest_u8(largest))));
 }
 
 // acc lanes in `inside` += kRows x one strip; `clear`: from zero. `ahead`: bytes from a strip's codes to the next
