@@ -37,6 +37,7 @@ class CpuBackend(Backend):
             "weighted_mean",
         }
     )
+    proving_passes = frozenset({"tl.LegalizeSafeMemoryAccess"})  # guards
 
     def devices(self) -> Sequence[Device]:
         return (Device("cpu", True, f"{platform.machine()}, {compiler.isa_summary()}"),)

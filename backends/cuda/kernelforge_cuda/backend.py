@@ -39,6 +39,8 @@ class CudaBackend(Backend):
     capabilities = Capabilities(
         frozenset({EXACT_DOT_INT8, EXACT_DOT_BF16, FP32_IEEE, INT32}), accumulator_bits={EXACT_DOT_BF16: 24}
     )
+    # Guards, and barriers.
+    proving_passes = frozenset({"tl.LegalizeSafeMemoryAccess", "tl.ThreadSync"})
 
     def devices(self) -> Sequence[Device]:
         available, detail = _real_device()

@@ -76,6 +76,8 @@ class Backend(ABC):
     capabilities: Capabilities
     composites: frozenset[str] = frozenset()
     """Primitives of ``numerics`` that the backend takes whole instead of lowering their portable body."""
+    proving_passes: frozenset[str] | None = None
+    """Passes of TileLang's pipeline whose code z3's proofs decide; the others do without, faster. None: all."""
 
     @abstractmethod
     def devices(self) -> Sequence[Device]:

@@ -11,7 +11,8 @@ from ..backends.interface import Backend
 from ..backends.launch import Argument, LaunchInfo, Parameter, Workspace
 from .artifact_lint import lint_artifact
 from .rounded_dots import rounds_dots
-from .tir import functions, pass_context, post_order, target_of, text, tilelang, tirx
+from .solver import lowering_context
+from .tir import functions, post_order, target_of, text, tilelang, tirx
 from .verify import verify
 
 
@@ -52,7 +53,7 @@ def lower(
         for step in backend.passes(arch):
             function = step(function)
             observe(step.__name__, function)
-        with pass_context(backend.pass_configs(arch, function)):
+        with lowering_context(backend.pass_configs(arch, function), backend.proving_passes):
             artifact = tilelang.lower(function, target=target)
     lint_artifact(artifact)
     info = backend.finish(artifact, _launch_info(portable, function, artifact))

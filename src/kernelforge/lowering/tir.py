@@ -19,6 +19,7 @@ __all__ = [
     "gemm",
     "mutator",
     "pass_context",
+    "pass_instrument",
     "post_order",
     "prim_func",
     "rebuild_call",
@@ -34,6 +35,9 @@ __all__ = [
 
 mutator: Callable[[type], Any] = tirx.functor.mutator
 """Class decorator for subclasses of :class:`PyStmtExprMutator`."""
+
+pass_instrument: Callable[[type], Any] = tvm.ir.instrument.pass_instrument
+"""Class decorator for what watches TVM's passes: ``run_before_pass(module, info)``, ``run_after_pass``."""
 
 COMPOSITE = "kf.composite"
 
@@ -76,9 +80,9 @@ def target_of(description: Any) -> Any:
     return tvm.target.Target(dict(description))
 
 
-def pass_context(config: Any) -> Any:
-    """The context under which TileLang lowers."""
-    return tvm.transform.PassContext(opt_level=3, config=dict(config))
+def pass_context(config: Any, instruments: Sequence[Any] = ()) -> Any:
+    """The context under which TileLang lowers; ``instruments`` watch its passes."""
+    return tvm.transform.PassContext(opt_level=3, config=dict(config), instruments=list(instruments))
 
 
 def functions(module: Any) -> list[Any]:
