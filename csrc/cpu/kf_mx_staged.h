@@ -16,7 +16,7 @@ namespace {
 // A strip by a chunk of blocks, and the rows it is multiplied with. They are taken by chunk of blocks, then of rows,
 // then of columns.
 struct Strip {
-  static constexpr int kBlocks = 64, kRows = 96;  // at most
+  static constexpr int kBlocks = 128, kRows = 96;  // at most
 
   int first, blocks, row, m, col, n;  // none left: blocks is 0
 
@@ -96,7 +96,11 @@ class StripStager {
       return;
     }
     ahead_ = StripRows(tile, after.col, after.n, after.first);
-    for (const uint8_t* scales : ahead_.scales) _mm_prefetch(reinterpret_cast<const char*>(scales), _MM_HINT_T0);
+    for (const uint8_t* scales : ahead_.scales) {
+      for (int b = 0; b < after.blocks; b += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(scales + b), _MM_HINT_T0);
+      }
+    }
   }
 
   bool done() const { return block_ == blocks_; }
@@ -132,19 +136,22 @@ class StripStager {
 
  private:
   void stage_scales() {
-    const __mmask64 inside = blocks_ < 64 ? (1ull << blocks_) - 1 : ~0ull;
     const __m512i one = _mm512_set1_epi8(127), nan = _mm512_set1_epi8(-1);
     __m512i rows[kStrip], words[kStrip], least = one, largest = _mm512_setzero_si512(), most = largest;
-    for (int c = 0; c < kStrip; ++c) {
-      rows[c] = _mm512_mask_loadu_epi8(one, inside, rows_.scales[c]);
-      least = _mm512_min_epu8(least, rows[c]);
-      most = _mm512_max_epu8(most, rows[c]);
-      largest = _mm512_mask_max_epu8(largest, _mm512_cmpneq_epu8_mask(rows[c], nan), largest, rows[c]);
+    for (uint32_t first = 0; first < blocks_; first += 64) {
+      const uint32_t blocks = blocks_ - first;
+      const __mmask64 inside = blocks < 64 ? (1ull << blocks) - 1 : ~0ull;
+      for (int c = 0; c < kStrip; ++c) {
+        rows[c] = _mm512_mask_loadu_epi8(one, inside, rows_.scales[c] + first);
+        least = _mm512_min_epu8(least, rows[c]);
+        most = _mm512_max_epu8(most, rows[c]);
+        largest = _mm512_mask_max_epu8(largest, _mm512_cmpneq_epu8_mask(rows[c], nan), largest, rows[c]);
+      }
+      transpose_words_512(rows, words);
+      for (uint32_t i = 0; i < kStrip && 4 * i < blocks; ++i) _mm512_store_si512(out_.scales[first / 4 + i], words[i]);
     }
     special_ = _mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(kLeastScale)) | _mm512_cmpeq_epu8_mask(most, nan);
     largest_ = kf_i(read_scale(uint8_t(largest_u8(largest))));
-    transpose_words_512(rows, words);
-    for (uint32_t i = 0; 4 * i < blocks_; ++i) _mm512_store_si512(out_.scales[i], words[i]);
   }
 
   // Scales that are read as zero or NaN, which are no powers of two: zeros for codes; and a NaN's exponent.

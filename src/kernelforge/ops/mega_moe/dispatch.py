@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...runtime import host_memory
 from ..mx_quantize.op import quantize_mxfp8
 from ..support import Meta, choose_device, expect
 from . import local
@@ -68,5 +69,7 @@ def dispatch(
     codes, scale = quantize_mxfp8(x, backend=backend)
     pair = plan.order.clamp(min=0).long()
     token = pair // max(topk_idx.shape[1], 1)
-    rows = codes.view(torch.uint8).index_select(0, token).view(torch.float8_e4m3fn)
+    rows = host_memory.new_empty(codes, (token.shape[0], codes.shape[1]), torch.uint8)
+    torch.index_select(codes.view(torch.uint8), 0, token, out=rows)
+    rows = rows.view(torch.float8_e4m3fn)
     return Dispatched(plan, token, topk_weight.flatten()[pair], rows, scale.index_select(0, token))
