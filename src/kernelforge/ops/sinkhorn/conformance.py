@@ -18,9 +18,10 @@ _SPECIAL = (np.nan, np.inf, -np.inf, -0.0, 2.0**-149, -(2.0**-50), 3e38, -3e38, 
 
 
 def cases(seed: int, size: str) -> Iterator[Case]:
-    """``ci``: two sizes of matrices, every kind of data. ``full``: all sizes, limits of ``iters`` and ``eps``."""
-    problems = [(4, 20, 1e-6), (3, 3, 2.0**-20)]
+    """``ci``: the models' matrices, every kind of data. ``full``: all sizes, limits of ``iters`` and ``eps``."""
+    problems = [(4, 20, 1e-6)]
     if size == "full":
+        problems += [(3, 3, 2.0**-20)]
         problems += [(n, iters, eps) for n in range(2, 9) for iters, eps in ((1, 1e-6), (20, 1.0))]
         problems += [(4, 100, 1e-6), (8, 100, 1e-6)]
     for n, iters, eps in problems:
