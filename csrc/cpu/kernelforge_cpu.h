@@ -95,3 +95,15 @@ KF_MICROKERNEL int32_t kf_collapse_streams(void* out, int64_t ld_out, const void
 KF_MICROKERNEL int32_t kf_weighted_mean(float* mean, const void* kv, const void* gate, const float* bias, int64_t ld,
                                         int64_t first, int64_t rows, int32_t ratio, int32_t slots, int32_t series,
                                         int32_t channels, int32_t wide);
+// The same where `absent` slots, the first of fewer than 32, have no token; and the largest logits and shares, one over
+// the sum of the weights.
+KF_MICROKERNEL int32_t kf_known_mean(float* mean, float* top, float* share, const void* kv, const void* gate,
+                                     const float* bias, int64_t ld, int64_t first, int64_t rows, int32_t absent,
+                                     int32_t ratio, int32_t slots, int32_t series, int32_t channels, int32_t wide);
+// Gradients of the tokens' kv and gate from `slope`, that of the mean, beside which they lie as kv and gate do; those
+// of gate are added to sums [slots, channels].
+KF_MICROKERNEL int32_t kf_mean_gradient(float* sums, void* kv_grad, void* gate_grad, const float* top,
+                                        const float* share, const float* mean, const float* slope, const void* kv,
+                                        const void* gate, const float* bias, int64_t ld, int64_t first, int64_t rows,
+                                        int32_t absent, int32_t ratio, int32_t slots, int32_t series, int32_t channels,
+                                        int32_t wide);

@@ -22,11 +22,13 @@ constexpr int32_t kLog2E = 0x3FB8AA3B, kRoundToInteger = 0x4B400000, kOne = 0x3F
 constexpr int32_t kRecipSeed = 0x7EB21A50, kRecipStep = 0x3FB50700, kBinade = 1 << 23;
 
 struct WeightedMean {
-  float* mean;  // [channels]
+  float* mean;                             // [channels]
+  float *top = nullptr, *share = nullptr;  // where wanted: the largest logit, one over the sum of the weights
   const void* kv;
   const void* gate;
   const float* bias;
   int slots, channels;        // channels: a multiple of 32
+  int absent = 0;             // slots without a token, the first ones; fewer than 32
   int64_t ahead;              // elements from this entry's tokens to the next one's; 0 where there is none
   int64_t token[kMeanSlots];  // of each slot's element in kv and gate, from their first
   int64_t place[kMeanSlots];  // of its bias
@@ -71,14 +73,17 @@ void weighted_mean_portable(const WeightedMean& g) {
   for (int c = 0; c < g.channels; c += kMeanStrip) {
     float logits[kMeanSlots][kMeanStrip], top[kMeanStrip];
     StripSums sums;
-    for (int j = 0; j < g.slots; ++j) {
+    for (int j = g.absent; j < g.slots; ++j) {
       for (int i = 0; i < kMeanStrip; ++i) {
         const float z = read_value(gate[g.token[j] + c + i]) + read_value(g.bias[g.place[j] + c + i]);
         logits[j][i] = z;
-        top[i] = j == 0 || z > top[i] ? z : top[i];
+        top[i] = j == g.absent || z > top[i] ? z : top[i];
       }
     }
-    for (int j = 0; j < g.slots; ++j) {
+    for (int j = 0; j < g.absent; ++j) {
+      for (int i = 0; i < kMeanStrip; ++i) sums.weight[j][i] = sums.value[j][i] = 0.0f;
+    }
+    for (int j = g.absent; j < g.slots; ++j) {
       float *weights = sums.weight[j % kMeanLanes], *values = sums.value[j % kMeanLanes];
       for (int i = 0; i < kMeanStrip; ++i) {
         const float p = weight_of((logits[j][i] - top[i]) * kf_f(kLog2E));
@@ -93,7 +98,9 @@ void weighted_mean_portable(const WeightedMean& g) {
       for (int i = 0; i < kMeanStrip; ++i) sums.value[to][i] += sums.value[from][i];
     });
     for (int i = 0; i < kMeanStrip; ++i) {
-      g.mean[c + i] = read_value(read_value(sums.value[0][i]) * share_of(sums.weight[0][i]));
+      const float share = share_of(sums.weight[0][i]);
+      g.mean[c + i] = read_value(read_value(sums.value[0][i]) * share);
+      if (g.top != nullptr) g.top[c + i] = top[i], g.share[c + i] = share;
     }
   }
 }
@@ -131,16 +138,17 @@ KF_INLINE __mmask16 kept16(const uint16_t* from, __m512) {
   return _mm256_cmpge_epu16_mask(magnitude, _mm256_set1_epi16(kSmallestRead >> 16));
 }
 
-// Weights of n logits, in place, and their terms t. Step by step for all of them, and compilers are held to it: a chain
-// of dependent steps is longer than what a core looks ahead.
-template <int n, class T>
-KF_INLINE void weigh(const T* const (&kv)[n], __m512 (&p)[n], __m512 (&t)[n]) {
-  __m512 whole[n], r[n];
-  __mmask16 kept[n];
 #define KF_EACH _Pragma("GCC unroll 8") for (int i = 0; i < n; ++i)
 #define KF_EACH_OF(x, value) \
   KF_EACH x[i] = value;      \
   KF_EACH asm volatile("" : "+v"(x[i]))
+
+// Weights of n logits, from their distance to the largest one, in place. Step by step for all of them, and compilers
+// are held to it: a chain of dependent steps is longer than what a core looks ahead.
+template <int n>
+KF_INLINE void weigh(__m512 (&p)[n]) {
+  __m512 whole[n], r[n];
+  __mmask16 kept[n];
   KF_EACH_OF(p, _mm512_mul_ps(p[i], constant(kLog2E)));
   KF_EACH kept[i] = _mm512_cmp_ps_mask(p[i], _mm512_set1_ps(-50.0f), _CMP_NLT_UQ);
   KF_EACH_OF(whole, _mm512_roundscale_ps(p[i], _MM_FROUND_TO_NEAREST_INT));
@@ -155,12 +163,16 @@ KF_INLINE void weigh(const T* const (&kv)[n], __m512 (&p)[n], __m512 (&t)[n]) {
   KF_EACH_OF(p, _mm512_add_ps(r[i], p[i]));
   KF_EACH_OF(p, _mm512_add_ps(constant(kOne), p[i]));
   KF_EACH p[i] = _mm512_maskz_scalef_ps(kept[i], p[i], whole[i]);
+}
+
+// The same, and their terms t.
+template <int n, class T>
+KF_INLINE void weigh(const T* const (&kv)[n], __m512 (&p)[n], __m512 (&t)[n]) {
+  weigh(p);
   KF_EACH {
     const __m512 element = load16(kv[i]);
     t[i] = _mm512_maskz_mul_ps(kept16(kv[i], element), element, p[i]);
   }
-#undef KF_EACH_OF
-#undef KF_EACH
 }
 
 template <class T>
@@ -219,12 +231,16 @@ KF_INLINE __m512 fold_512(const float* lane) {
   }
 }
 
-KF_INLINE __m512 mean16(__m512 weight, __m512 value) {
+// The mean of 16 channels from c on, and what else is wanted of them.
+KF_INLINE void finish16(const WeightedMean& g, int c, __m512 top, __m512 weight, __m512 value) {
   const __m512i seed = _mm512_sub_epi32(_mm512_set1_epi32(kRecipSeed), _mm512_castps_si512(weight));
   const __m512 error = _mm512_sub_ps(constant(kRecipStep), _mm512_mul_ps(weight, _mm512_castsi512_ps(seed)));
   const __m512 y = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_add_epi32(seed, _mm512_set1_epi32(kBinade))), error);
   const __m512 share = _mm512_add_ps(y, _mm512_mul_ps(y, _mm512_sub_ps(constant(kOne), _mm512_mul_ps(weight, y))));
-  return read16(_mm512_mul_ps(read16(value), share));
+  _mm512_storeu_ps(g.mean + c, read16(_mm512_mul_ps(read16(value), share)));
+  if (g.top == nullptr) return;
+  _mm512_storeu_ps(g.top + c, top);
+  _mm512_storeu_ps(g.share + c, share);
 }
 
 // Where to look for what an entry's strip will need, from its first channel on: `strips` further on, or in the next
@@ -280,11 +296,11 @@ void mean_of_lanes(const WeightedMean& g) {
   StripLogits known = logits_of_strip<false>(g, gate, 0, logits);
   for (int c = 0; c < g.channels; c += kMeanStrip) {
     if (!tells_apart(known.least)) known = logits_of_strip<true>(g, gate, c, logits);
-    known = c + kMeanStrip < g.channels ? sum_strip<kPerLane, false>(g, kv, gate, c, known.top, logits, sums)
-                                        : sum_strip<kPerLane, true>(g, kv, gate, c, known.top, logits, sums);
+    const __m512 top[2] = {known.top[0], known.top[1]};
+    known = c + kMeanStrip < g.channels ? sum_strip<kPerLane, false>(g, kv, gate, c, top, logits, sums)
+                                        : sum_strip<kPerLane, true>(g, kv, gate, c, top, logits, sums);
     for (int i = 0; i < kMeanStrip; i += 16) {
-      const __m512 mean = mean16(fold_512<1>(&sums.weight[0][i]), fold_512<1>(&sums.value[0][i]));
-      _mm512_storeu_ps(g.mean + c + i, mean);
+      finish16(g, c + i, top[i / 16], fold_512<1>(&sums.weight[0][i]), fold_512<1>(&sums.value[0][i]));
     }
   }
 }
@@ -312,7 +328,7 @@ KF_INLINE bool mean_of_eight(const WeightedMean& g, const T* kv, const T* gate, 
       t[lane] = _mm512_add_ps(t[lane], t[lane + width]);
     }
   }
-  _mm512_storeu_ps(g.mean + c, mean16(p[0], t[0]));
+  finish16(g, c, top, p[0], t[0]);
   return true;
 }
 template <class T>
@@ -334,17 +350,18 @@ void means_of_eight(const WeightedMean& g) {
   }
 }
 
-// Any number of slots below that of lanes.
+// Any number of slots below that of lanes, some of them perhaps without a token.
 template <class T>
 void mean_of_few(const WeightedMean& g) {
   const T *kv = static_cast<const T*>(g.kv), *gate = static_cast<const T*>(g.gate);
   for (int c = 0; c < g.channels; c += 16) {
     __m512 p[kMeanLanes], t[kMeanLanes], top = constant(int32_t(0xFF800000));
     __m512i least;
-    for (int j = 0; j < g.slots; ++j) {
+    for (int j = 0; j < g.absent; ++j) p[j] = t[j] = _mm512_setzero_ps();
+    for (int j = g.absent; j < g.slots; ++j) {
       p[j] = logit16<true>(gate + g.token[j] + c, g.bias + g.place[j] + c, top, least);
     }
-    for (int j = 0; j < g.slots; ++j) {
+    for (int j = g.absent; j < g.slots; ++j) {
       __m512 one_p[1] = {_mm512_sub_ps(p[j], top)}, one_t[1];
       weigh({kv + g.token[j] + c}, one_p, one_t);
       p[j] = one_p[0], t[j] = one_t[0];
@@ -353,13 +370,13 @@ void mean_of_few(const WeightedMean& g) {
       p[to] = _mm512_add_ps(p[to], p[from]);
       t[to] = _mm512_add_ps(t[to], t[from]);
     });
-    _mm512_storeu_ps(g.mean + c, mean16(p[0], t[0]));
+    finish16(g, c, top, p[0], t[0]);
   }
 }
 
 template <class T>
 void weighted_mean_512(const WeightedMean& g) {
-  if (g.slots == 8) return means_of_eight<T>(g);
+  if (g.slots == 8 && g.absent == 0) return means_of_eight<T>(g);
   if (g.slots < kMeanLanes) return mean_of_few<T>(g);
   if (g.slots == kMeanLanes) return mean_of_lanes<1, T>(g);
   if (g.slots == 2 * kMeanLanes) return mean_of_lanes<2, T>(g);
@@ -371,3 +388,39 @@ void weighted_mean_512(const WeightedMean& g) {
 }  // namespace kf
 KF_TARGET_END
 #endif
+
+namespace kf {
+namespace {
+
+// Where the tokens of slots are: of an entry that begins in row `first`, `ld` elements to a row, `series` columns from
+// one series to the next.
+template <class G>
+void place_slots(G& g, int64_t ld, int64_t first, int32_t ratio, int32_t series) {
+  for (int j = 0; j < g.slots; ++j) {
+    const int64_t column = j / ratio * int64_t(series);
+    g.token[j] = (first + j) * ld + column;
+    g.place[j] = j % ratio * ld + column;
+  }
+}
+
+// Slots without a token only where there are no more than lanes.
+KF_INLINE bool are_slots(int slots, int absent) {
+  const bool counts = slots > 0 && (slots <= kMeanLanes || slots % kMeanLanes == 0) && slots <= kMeanSlots;
+  return counts && absent >= 0 && (absent == 0 || (absent < slots && slots < kMeanLanes));
+}
+
+inline int weighted_mean(const WeightedMean& g, bool wide) {
+  const Isa isa = current_isa();
+  if (isa == Isa::kMissing) return kIsaMissing;
+#if defined(KF_X86)
+  if (isa >= Isa::kAvx512Bf16) {
+    wide ? weighted_mean_512<float>(g) : weighted_mean_512<uint16_t>(g);
+    return kOk;
+  }
+#endif
+  wide ? weighted_mean_portable<float>(g) : weighted_mean_portable<uint16_t>(g);
+  return kOk;
+}
+
+}  // namespace
+}  // namespace kf

@@ -29,6 +29,8 @@ class CpuBackend(Backend):
             "attention_chunk",
             "cut_rows",
             "indexer_scores",
+            "known_mean",
+            "mean_gradient",
             "mx_block_accumulate",
             "select_append",
             "select_reduce",

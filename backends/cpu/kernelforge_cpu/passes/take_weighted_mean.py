@@ -1,4 +1,4 @@
-"""The weighted mean over an entry's slots as one microkernel."""
+"""The weighted mean over an entry's slots, and its gradient, as one microkernel each."""
 
 from __future__ import annotations
 
@@ -9,23 +9,75 @@ from kernelforge.lowering.tir import tirx
 
 from .sources import Source, checked, stride, tile_address
 
-COMPOSITE = "weighted_mean"
-MICROKERNEL = "kf_weighted_mean"
+LANES = 32
+"""Slots that are summed side by side."""
+MANY = 4 * LANES
+"""Most slots, four to a lane."""
 
 
-def _call(composite: Composite) -> Any:
+def _shape(composite: Composite, channels: Any, kv: Any, first: Any, absent: tuple[Any, ...]) -> list[Any]:
+    """Arguments of every microkernel behind its tiles: where the slots are, and how many."""
+    wide = [tirx.Cast("int64", value) for value in (first, kv.shape[0])]
+    numbers = (*(composite.parameters[name] for name in ("ratio", "slots", "series")), channels)
+    return [
+        *(stride(kv), *wide, *absent),
+        *(tirx.IntImm("int32", int(value)) for value in (*numbers, composite.parameters["wide"])),
+    ]
+
+
+def _addresses(buffers: Any, column: Any) -> list[Any]:
+    return [Source(buffer, (tirx.IntImm("int32", 0), column)).address() for buffer in buffers]
+
+
+def _weighted_mean(composite: Composite) -> Any:
     mean, kv, gate, bias = (operand.buffer for operand in composite.operands[:4])
     first, column = composite.operands[4:]
-    start = (tirx.IntImm("int32", 0), column)
-    arguments = [tile_address(mean), *(Source(buffer, start).address() for buffer in (kv, gate, bias)), stride(kv)]
-    arguments += [tirx.Cast("int64", value) for value in (first, kv.shape[0])]
-    numbers = (*(composite.parameters[name] for name in ("ratio", "slots", "series")), mean.shape[0])
-    arguments += [tirx.IntImm("int32", int(value)) for value in (*numbers, composite.parameters["wide"])]
-    return checked(MICROKERNEL, arguments)
+    arguments = [tile_address(mean), *_addresses((kv, gate, bias), column)]
+    return checked("kf_weighted_mean", arguments + _shape(composite, mean.shape[0], kv, first, ()))
+
+
+def _in_window(composite: Composite, first_row: Any, window: Any) -> tuple[Any, Any]:
+    """The row of a window's first slot, and how many slots before the sequence have no token."""
+    ratio, slots = composite.parameters["ratio"], composite.parameters["slots"]
+    before = slots - ratio  # slots of tokens before the window
+    absent = tirx.max(tirx.IntImm("int32", before) - window * ratio, tirx.IntImm("int32", 0))
+    return first_row + window * ratio - before, absent
+
+
+def _takes(composite: Composite) -> bool:
+    """Whether the microkernels that know of missing tokens take so many slots."""
+    ratio, slots = composite.parameters["ratio"], composite.parameters["slots"]
+    return bool(slots < LANES or (slots == ratio and slots <= MANY and slots % LANES == 0))
+
+
+def _known_mean(composite: Composite) -> Any:
+    if not _takes(composite):
+        return None
+    mean, top, share, kv, gate, bias = (operand.buffer for operand in composite.operands[:6])
+    first_row, window, column = composite.operands[6:]
+    first, absent = _in_window(composite, first_row, window)
+    arguments = [*(tile_address(tile) for tile in (mean, top, share)), *_addresses((kv, gate, bias), column)]
+    return checked("kf_known_mean", arguments + _shape(composite, mean.shape[0], kv, first, (absent,)))
+
+
+def _mean_gradient(composite: Composite) -> Any:
+    if not _takes(composite):
+        return None
+    sums, kv_grad, gate_grad, *known = (operand.buffer for operand in composite.operands[:7])
+    kv, gate, bias = (operand.buffer for operand in composite.operands[7:10])
+    first_row, window, column = composite.operands[10:]
+    first, absent = _in_window(composite, first_row, window)
+    arguments = [tile_address(sums), *_addresses((kv_grad, gate_grad), column), *map(tile_address, known)]
+    arguments += _addresses((kv, gate, bias), column)
+    return checked("kf_mean_gradient", arguments + _shape(composite, sums.shape[1], kv, first, (absent,)))
+
+
+TAKERS = {"weighted_mean": _weighted_mean, "known_mean": _known_mean, "mean_gradient": _mean_gradient}
 
 
 def take_weighted_mean(function: Any) -> Any:
-    """Take ``weighted_mean`` whole: kv and gate stay where they are, logits and weights in the first cache."""
-    if not any(composite.name == COMPOSITE for composite in composites_in(function)):
+    """Take ``weighted_mean``, ``known_mean`` and ``mean_gradient`` whole: kv and gate stay where they are, logits and
+    weights in the first cache or in registers."""
+    if not any(composite.name in TAKERS for composite in composites_in(function)):
         return function
-    return take_composites(function, {COMPOSITE: _call}, keep_others=True)
+    return take_composites(function, TAKERS, keep_others=True)

@@ -10,6 +10,7 @@ import tilelang.language as T
 from ...numerics.tile.row_sum import column_tile, row_sum
 from ...numerics.tile.scalar import STORAGE, canonical, read, stored, value
 from . import tile
+from .pool import knowing_mean, taking_gradient
 
 TOP, SHARE, MEAN, SLOPE, TERM = range(5)
 """Rows of what is known of an entry: the largest logit, one over the sum of the weights, the weighted mean, the
@@ -55,27 +56,32 @@ def entry_gradient(ratio, overlap, D, pairs, eps, dtype, block_C, threads):
             b = T.alloc_var("int32")
             window = T.alloc_var("int32")
             first_row = T.alloc_var("int32")
+            column = T.alloc_var("int32")
             b = bx // (total // batch)
             window = bx % (total // batch)
             first_row = b * (rows // batch)
             if (window + 1) * ratio <= length[b]:
                 for part in T.serial(D // tile_C):
-                    tile.load_bias(position_bias, part * tile_C, ratio, D, bias)
-                    tile.load_new_slots(
-                        kv,
-                        gate,
-                        bias,
-                        first_row,
-                        (window + 1 - series) * ratio,
-                        T.max((series - 1 - window) * ratio, 0),
-                        part * tile_C,
-                        ratio,
-                        D,
-                        dtype,
-                        v,
-                        z,
-                    )
-                    tile.pool(v, z, T.max((series - 1 - window) * ratio, 0), top, share, mean)
+                    column = part * tile_C
+                    with knowing_mean(
+                        mean, top, share, kv, gate, position_bias, first_row, window, column, ratio, series, D, dtype
+                    ):
+                        tile.load_bias(position_bias, part * tile_C, ratio, D, bias)
+                        tile.load_new_slots(
+                            kv,
+                            gate,
+                            bias,
+                            first_row,
+                            (window + 1 - series) * ratio,
+                            T.max((series - 1 - window) * ratio, 0),
+                            part * tile_C,
+                            ratio,
+                            D,
+                            dtype,
+                            v,
+                            z,
+                        )
+                        tile.pool(v, z, T.max((series - 1 - window) * ratio, 0), top, share, mean)
                     for c in T.Parallel(tile_C):
                         pooled[0, part * tile_C + c] = mean[c]
                         known[bx, TOP, part * tile_C + c] = top[c]
@@ -136,8 +142,10 @@ def token_gradient(ratio, overlap, D, chunk, dtype, block_C, threads):
             window = T.alloc_var("int32")
             first = T.alloc_var("int32")
             first_row = T.alloc_var("int32")
+            column = T.alloc_var("int32")
             b = by // (parts // batch)
             first_row = b * (rows // batch)
+            column = bx * tile_C
             tile.load_bias(position_bias, bx * tile_C, ratio, D, bias)
             for j, c in T.Parallel(slots + 1, tile_C):
                 acc[j, c] = T.float32(0)
@@ -152,29 +160,48 @@ def token_gradient(ratio, overlap, D, chunk, dtype, block_C, threads):
                         mean[c] = known[entry, MEAN, bx * tile_C + c]
                         slope[c] = known[entry, SLOPE, bx * tile_C + c]
                         acc[slots, c] = acc[slots, c] + known[entry, TERM, bx * tile_C + c]
-                    tile.load_new_slots(
+                    with taking_gradient(
+                        acc,
+                        kv_grad,
+                        gate_grad,
+                        top,
+                        share,
+                        mean,
+                        slope,
                         kv,
                         gate,
-                        bias,
+                        position_bias,
                         first_row,
-                        (window + 1 - series) * ratio,
-                        first,
-                        bx * tile_C,
+                        window,
+                        column,
                         ratio,
+                        series,
                         D,
                         dtype,
-                        v,
-                        z,
-                    )
-                    for j, c in T.Parallel(slots, tile_C):
-                        z[j, c] = read(tile.weight(z[j, c], top[c]) * share[c] * slope[c])
-                        v[j, c] = T.if_then_else(j < first, T.float32(0), z[j, c] * read(v[j, c] - mean[c]))
-                        acc[j, c] = acc[j, c] + v[j, c]
-                    for j, c in T.Parallel(slots, tile_C):
-                        if j >= first:
-                            row = first_row + (window + 1 - series) * ratio + j
-                            kv_grad[row, j // ratio * D + bx * tile_C + c] = stored(z[j, c], dtype)
-                            gate_grad[row, j // ratio * D + bx * tile_C + c] = stored(v[j, c], dtype)
+                    ):
+                        tile.load_new_slots(
+                            kv,
+                            gate,
+                            bias,
+                            first_row,
+                            (window + 1 - series) * ratio,
+                            first,
+                            bx * tile_C,
+                            ratio,
+                            D,
+                            dtype,
+                            v,
+                            z,
+                        )
+                        for j, c in T.Parallel(slots, tile_C):
+                            z[j, c] = read(tile.weight(z[j, c], top[c]) * share[c] * slope[c])
+                            v[j, c] = T.if_then_else(j < first, T.float32(0), z[j, c] * read(v[j, c] - mean[c]))
+                            acc[j, c] = acc[j, c] + v[j, c]
+                        for j, c in T.Parallel(slots, tile_C):
+                            if j >= first:
+                                row = first_row + (window + 1 - series) * ratio + j
+                                kv_grad[row, j // ratio * D + bx * tile_C + c] = stored(z[j, c], dtype)
+                                gate_grad[row, j // ratio * D + bx * tile_C + c] = stored(v[j, c], dtype)
             for j, c in T.Parallel(slots + 1, tile_C):
                 sums[by, j, bx * tile_C + c] = acc[j, c]
 

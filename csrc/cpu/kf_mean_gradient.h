@@ -1,0 +1,104 @@
+// The gradients of an entry's tokens from that of its weighted mean; see kernelforge.ops.compress.pool.
+#pragma once
+
+#include "kf_weighted_mean.h"
+
+namespace kf {
+namespace {
+
+struct MeanGradient {
+  float* sums;  // [slots, channels], of the logits' gradients over entries; this entry's are added
+  void *kv_grad, *gate_grad;
+  const float *top, *share, *mean, *slope;  // [channels]
+  const void *kv, *gate;
+  const float* bias;
+  int slots, channels, absent;                   // as in WeightedMean
+  int64_t token[kMeanSlots], place[kMeanSlots];  // as in WeightedMean
+};
+
+// A float32 as an op stores it: NaN is 0x7FC00000, -0 is +0; to bfloat16 by round to nearest even.
+KF_INLINE int32_t stored_bits(float x) { return x != x ? 0x7FC00000 : x == 0.0f ? 0 : kf_i(x); }
+KF_INLINE void store_value(float* to, float x) { *to = kf_f(stored_bits(x)); }
+KF_INLINE void store_value(uint16_t* to, float x) {
+  const uint32_t bits = uint32_t(stored_bits(x));
+  *to = uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+template <class T>
+void mean_gradient_portable(const MeanGradient& g) {
+  const T *kv = static_cast<const T*>(g.kv), *gate = static_cast<const T*>(g.gate);
+  T *kv_grad = static_cast<T*>(g.kv_grad), *gate_grad = static_cast<T*>(g.gate_grad);
+  for (int j = g.absent; j < g.slots; ++j) {
+    for (int c = 0; c < g.channels; ++c) {
+      const int64_t at = g.token[j] + c;
+      const float z = read_value(gate[at]) + read_value(g.bias[g.place[j] + c]);
+      const float of_kv = read_value(weight_of((z - g.top[c]) * kf_f(kLog2E)) * g.share[c] * g.slope[c]);
+      const float of_gate = of_kv * read_value(read_value(kv[at]) - g.mean[c]);
+      g.sums[int64_t(j) * g.channels + c] += of_gate;
+      store_value(kv_grad + at, of_kv);
+      store_value(gate_grad + at, of_gate);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kf
+
+#if defined(KF_X86)
+KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+namespace kf {
+namespace {
+
+KF_INLINE __m512i stored_bits(__m512 x) {
+  const __m512i bits =
+      _mm512_castps_si512(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ), x));
+  return _mm512_mask_mov_epi32(bits, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC00000));
+}
+KF_INLINE void store16(float* to, __m512 x) { _mm512_storeu_si512(to, stored_bits(x)); }
+KF_INLINE void store16(uint16_t* to, __m512 x) {
+  const __m512i bits = stored_bits(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
+// 16 n channels of slot j from c on: a row is read and written from its beginning to its end.
+template <int n, class T>
+KF_INLINE void gradient_of_slot(const MeanGradient& g, int j, int c) {
+  const int64_t at = g.token[j] + c;
+  const T *kv = static_cast<const T*>(g.kv) + at, *gate = static_cast<const T*>(g.gate) + at;
+  T *kv_grad = static_cast<T*>(g.kv_grad) + at, *gate_grad = static_cast<T*>(g.gate_grad) + at;
+  const float* const bias = g.bias + g.place[j] + c;
+  float* const sum = g.sums + int64_t(j) * g.channels + c;
+  __m512 p[n], v[n];
+  KF_EACH {
+    const __m512 z = _mm512_add_ps(read16(load16(gate + 16 * i)), read16(_mm512_loadu_ps(bias + 16 * i)));
+    p[i] = _mm512_sub_ps(z, _mm512_loadu_ps(g.top + c + 16 * i));
+  }
+  weigh(p);
+  KF_EACH_OF(v, load16(kv + 16 * i));
+  KF_EACH {
+    const __m512 scaled = _mm512_mul_ps(p[i], _mm512_loadu_ps(g.share + c + 16 * i));
+    const __m512 of_kv = read16(_mm512_mul_ps(scaled, _mm512_loadu_ps(g.slope + c + 16 * i)));
+    const __m512 distance = read16(_mm512_sub_ps(read16(v[i]), _mm512_loadu_ps(g.mean + c + 16 * i)));
+    const __m512 of_gate = _mm512_mul_ps(of_kv, distance);
+    _mm512_storeu_ps(sum + 16 * i, _mm512_add_ps(_mm512_loadu_ps(sum + 16 * i), of_gate));
+    store16(kv_grad + 16 * i, of_kv);
+    store16(gate_grad + 16 * i, of_gate);
+  }
+}
+
+template <class T>
+void mean_gradient_512(const MeanGradient& g) {
+  constexpr int kChains = 8;
+  for (int j = g.absent; j < g.slots; ++j) {
+    int c = 0;
+    for (; c + 16 * kChains <= g.channels; c += 16 * kChains) gradient_of_slot<kChains, T>(g, j, c);
+    for (; c < g.channels; c += 32) gradient_of_slot<2, T>(g, j, c);
+  }
+}
+
+}  // namespace
+}  // namespace kf
+KF_TARGET_END
+#endif

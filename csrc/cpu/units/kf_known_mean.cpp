@@ -1,0 +1,15 @@
+#include "kernelforge_cpu.h"
+#include "kf_weighted_mean.h"
+
+int32_t kf_known_mean(float* mean, float* top, float* share, const void* kv, const void* gate, const float* bias,
+                      int64_t ld, int64_t first, int64_t rows, int32_t absent, int32_t ratio, int32_t slots,
+                      int32_t series, int32_t channels, int32_t wide) {
+  const bool inside = first + absent >= 0 && first + slots <= rows;
+  if (!kf::are_slots(slots, absent) || !inside || ratio <= 0 || channels % kf::kMeanStrip != 0) return kf::kBadArgument;
+  kf::WeightedMean g;
+  g.mean = mean, g.top = top, g.share = share, g.kv = kv, g.gate = gate, g.bias = bias;
+  g.slots = slots, g.channels = channels, g.absent = absent;
+  g.ahead = first + ratio + slots <= rows ? ratio * ld : 0;
+  kf::place_slots(g, ld, first, ratio, series);
+  return kf::weighted_mean(g, wide);
+}
