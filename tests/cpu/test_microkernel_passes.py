@@ -121,3 +121,27 @@ def test_take_weighted_mean_golden() -> None:
     ]
     plain = _traced("compress", "csa_state")
     assert take_weighted_mean(plain).same_as(plain)
+
+
+def test_take_weighted_mean_golden_for_gradients() -> None:
+    def at(buffer: str) -> str:
+        return f'T.address_of({buffer}[0, T.call_pure_extern("int64", "kf_index", column[0])])'
+
+    (mean,) = _calls(take_weighted_mean(_traced("compress", "csa_entry_gradient")))
+    assert mean == (
+        f"kf_known_mean: T.address_of(mean[0]), T.address_of(top[0]), T.address_of(share[0]), {at('kv')}, "
+        f'{at("gate")}, {at("position_bias")}, T.Cast("int64", 1024), T.Cast("int64", first_row[0] + window[0] * 4 - 4), '
+        'T.Cast("int64", rows), T.max(4 - window[0] * 4, 0), 4, 8, 512, 512, 0'
+    )
+    (gradient,) = _calls(take_weighted_mean(_traced("compress", "hca_token_gradient")))
+    assert gradient == (
+        f"kf_mean_gradient: T.address_of(acc[0, 0]), {at('kv_grad')}, {at('gate_grad')}, T.address_of(top[0]), "
+        f"T.address_of(share[0]), T.address_of(mean[0]), T.address_of(slope[0]), {at('kv')}, {at('gate')}, "
+        f'{at("position_bias")}, T.Cast("int64", 512), T.Cast("int64", first_row[0] + window[0] * 128), '
+        'T.Cast("int64", rows), T.max(0 - window[0] * 128, 0), 128, 128, 512, 128, 0'
+    )
+
+
+def test_take_weighted_mean_leaves_other_numbers_of_slots_alone() -> None:
+    before = _traced("compress", "hca_entry_gradient", ratio=100)
+    assert not _calls(take_weighted_mean(before))

@@ -1,4 +1,5 @@
-"""The microkernel of the weighted mean: every instruction set and number of slots gives the reference's bits."""
+"""The microkernels of the weighted mean and of its gradient: every instruction set and number of slots gives the
+reference's bits."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ RUN = """
 import test_weighted_mean as t
 for p in t.KINDS.values():
     t.entries_have_the_references_bits(p)
+    t.gradients_have_the_references_bits(p)
 print("same bits")
 """
 
@@ -33,9 +35,19 @@ def entries_have_the_references_bits(p: Problem) -> None:
         np.testing.assert_array_equal(conformance.fed(p, inputs, (), "cpu"), conformance.expected_entries(p, inputs))
 
 
+def gradients_have_the_references_bits(p: Problem) -> None:
+    for seed, data in enumerate(DATA):
+        random = np.random.default_rng(seed)
+        inputs, grad = conformance.draw(p, data, random), conformance.draw_grad(p, random)
+        found = conformance.gradients(p, inputs, grad, "cpu")
+        for name, expected in conformance.expected_gradients(p, inputs, grad).items():
+            np.testing.assert_array_equal(found[name], expected, f"{name}, {data}")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_of_slots(kind: str) -> None:
     entries_have_the_references_bits(KINDS[kind])
+    gradients_have_the_references_bits(KINDS[kind])
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
