@@ -130,8 +130,9 @@ def test_take_weighted_mean_golden_for_gradients() -> None:
     (mean,) = _calls(take_weighted_mean(_traced("compress", "csa_entry_gradient")))
     assert mean == (
         f"kf_known_mean: T.address_of(mean[0]), T.address_of(top[0]), T.address_of(share[0]), {at('kv')}, "
-        f'{at("gate")}, {at("position_bias")}, T.Cast("int64", 1024), T.Cast("int64", first_row[0] + window[0] * 4 - 4), '
-        'T.Cast("int64", rows), T.max(4 - window[0] * 4, 0), 4, 8, 512, 512, 0'
+        f'{at("gate")}, {at("position_bias")}, T.Cast("int64", 1024), '
+        'T.Cast("int64", first_row[0] + window[0] * 4 - 4), T.Cast("int64", rows), '
+        "T.max(4 - window[0] * 4, 0), 4, 8, 512, 512, 0"
     )
     (gradient,) = _calls(take_weighted_mean(_traced("compress", "hca_token_gradient")))
     assert gradient == (
