@@ -100,3 +100,19 @@ def test_training_takes_whole_sequences(p):
     given[0].requires_grad_()
     with pytest.raises(ValueError, match="trains on whole sequences"):
         compress(p)(*given, ratio=p.ratio, state=state)
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_a_state_is_fed_on_before_the_gradients_are_asked_for(windows):
+    """The state shares nothing with what the gradient keeps."""
+    p = dataclasses.replace(HCA, S=windows * HCA.ratio)
+    inputs, grad = drawn(p)
+    given = conformance.tensors(p, inputs)
+    for tensor in given[:4]:
+        tensor.requires_grad_()
+    entries, state = compress(p)(*given, ratio=p.ratio)
+    with torch.no_grad():
+        compress(p)(*given, ratio=p.ratio, state=state, count=0)
+    assert state.position.tolist() == [2 * p.S] * p.batch
+    entries.backward(torch.from_numpy(grad).to(entries.dtype))
+    assert np.array_equal(conformance.bits_of(given[0].grad), conformance.expected_gradients(p, inputs, grad)["kv"])

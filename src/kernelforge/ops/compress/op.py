@@ -142,7 +142,8 @@ def _compress(
         lengths = torch.full((batch,), S, dtype=torch.int32, device=kv.device)
     entries: Tensor = _compress_op(*tensors, *state, lengths, ratio, count, eps, backend)
     if whole:  # windows all finished: of them a state keeps nothing but their number
-        return entries, state._replace(position=lengths)
+        state.position.add_(lengths)
+        return entries, state
     with torch.no_grad():
         _state_op(kv, gate, *state, lengths, backend)
     return entries, state
