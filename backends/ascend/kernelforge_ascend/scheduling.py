@@ -9,29 +9,23 @@ loops of five kernels).
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import tvm_ffi
-import z3
 from tilelang.ascend.transform.z3_scheduler import z3_schedule_loop_ffi
+
+from kernelforge.lowering.solver import arithmetic_solver
 
 from .modulo_schedule import Problem, schedule
 
 LOOP_SCHEDULER = "tl.transform.z3_schedule_loop_python"
-_PARAMETER, _SIMPLEX = "smt.arith.solver", 2
-_lock = threading.Lock()
+_SIMPLEX = "2"
 
 
 def schedule_loop(*arguments: Any) -> Any:
     """TileLang's loop scheduler, under the simplex solver; the caller's choice is back afterwards."""
-    with _lock:
-        before = z3.get_param(_PARAMETER)
-        z3.set_param(_PARAMETER, _SIMPLEX)
-        try:
-            return _schedule(*arguments)
-        finally:
-            z3.set_param(_PARAMETER, before)
+    with arithmetic_solver(_SIMPLEX):
+        return _schedule(*arguments)
 
 
 def _schedule(*arguments: Any) -> Any:

@@ -20,6 +20,18 @@ _lowering = threading.RLock()
 
 
 @contextlib.contextmanager
+def arithmetic_solver(choice: str) -> Iterator[None]:
+    """z3 with one of its solvers for arithmetic (``smt.arith.solver``); the caller's choice is back afterwards."""
+    with _lowering:
+        before = z3.get_param(_PARAMETER)
+        z3.set_param(_PARAMETER, choice)
+        try:
+            yield
+        finally:
+            z3.set_param(_PARAMETER, before)
+
+
+@contextlib.contextmanager
 def lowering_context(config: Any, proving: Collection[str] | None) -> Iterator[None]:
     """The context under which TileLang lowers; one thread at a time, as its passes hold Python's lock anyway.
 

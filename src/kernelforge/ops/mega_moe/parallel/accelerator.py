@@ -13,10 +13,8 @@ from torch.distributed import distributed_c10d
 
 from .attempts import Attempt, join
 from .errors import PeerLost
-from .transport import Exchange, Message, Told
+from .transport import TAG, Exchange, Message, Told
 from .works import Handles, Works, first_line, never_came
-
-_TAG = 0x4B46
 
 
 class AcceleratorTransport:
@@ -52,7 +50,7 @@ class AcceleratorTransport:
         if self._aborted:
             raise PeerLost("this exchange was closed by an earlier error")
         operations = [
-            dist.P2POp(what, m.data, group=self._group, group_peer=m.peer, tag=_TAG + channel)
+            dist.P2POp(what, m.data, group=self._group, group_peer=m.peer, tag=TAG + channel)
             for what, messages in ((dist.irecv, receives), (dist.isend, sends))
             for m in messages
         ]

@@ -18,10 +18,9 @@ from torch.distributed import distributed_c10d
 
 from .attempts import Attempt, join
 from .errors import PeerLost
-from .transport import Exchange, Message, Told
-from .works import Handles, Works, first_line
+from .transport import TAG, Exchange, Message, Told
+from .works import Handles, Works, first_line, never_came
 
-_TAG = 0x4B46
 _NOTICE = 256
 """Bytes of a rank's word that it aborted."""
 
@@ -53,9 +52,7 @@ class GlooTransport:
                 self._attempt.give_up()
                 raise
         except (RuntimeError, TimeoutError) as error:
-            raise PeerLost(
-                f"the {self.size} ranks did not all come within {timeout:g} s: {first_line(error)}"
-            ) from error
+            raise never_came(self.size, timeout, error) from error
 
     def _way(self, source: int, target: int) -> Any:
         return self._up if source < target else self._down
@@ -64,7 +61,7 @@ class GlooTransport:
         for peer in range(self.size):
             if peer != self.rank:
                 notice = torch.zeros(_NOTICE, dtype=torch.uint8)
-                work = self._way(peer, self.rank).recv([notice], peer, _TAG - 1)
+                work = self._way(peer, self.rank).recv([notice], peer, TAG - 1)
                 threading.Thread(
                     target=_listen, args=(peer, work, notice, told), name=f"kernelforge-moe-{peer}", daemon=True
                 ).start()
@@ -72,7 +69,7 @@ class GlooTransport:
     def post(self, channel: int, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         if self._aborted:
             raise PeerLost("this exchange was closed by an earlier error")
-        tag = _TAG + channel
+        tag = TAG + channel
         coming: Handles = [(m.peer, _begin(self._way(m.peer, self.rank).recv, m, tag)) for m in receives]
         going: Handles = [(m.peer, _begin(self._way(self.rank, m.peer).send, m, tag)) for m in sends]
         return Works(coming, going)
@@ -86,7 +83,7 @@ class GlooTransport:
         for peer in range(self.size):
             if peer != self.rank:
                 with contextlib.suppress(RuntimeError):  # it is gone
-                    self._way(self.rank, peer).send([notice], peer, _TAG - 1)
+                    self._way(self.rank, peer).send([notice], peer, TAG - 1)
         self._attempt.give_up()
 
     def close(self) -> None:

@@ -16,6 +16,8 @@ import torch
 AGREE, DISPATCH, GIVE_BACK = 0, 1, 2
 """Channels: messages between two ranks arrive in order within one."""
 CHANNELS = 3
+TAG = 0x4B46
+"""torch.distributed's tag of the first channel; those of the others follow."""
 
 
 class Message(NamedTuple):
