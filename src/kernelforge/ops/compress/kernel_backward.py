@@ -10,7 +10,7 @@ import tilelang.language as T
 from ...numerics.tile.row_sum import column_tile, row_sum
 from ...numerics.tile.scalar import STORAGE, canonical, read, stored, value
 from . import tile
-from .pool import knowing_mean, taking_gradient
+from .pool import of_window
 
 TOP, SHARE, MEAN, SLOPE, TERM = range(5)
 """Rows of what is known of an entry: the largest logit, one over the sum of the weights, the weighted mean, the
@@ -63,8 +63,15 @@ def entry_gradient(ratio, overlap, D, pairs, eps, dtype, block_C, threads):
             if (window + 1) * ratio <= length[b]:
                 for part in T.serial(D // tile_C):
                     column = part * tile_C
-                    with knowing_mean(
-                        mean, top, share, kv, gate, position_bias, first_row, window, column, ratio, series, D, dtype
+                    with of_window(
+                        "known_mean",
+                        (mean, top, share),
+                        (kv, gate, position_bias),
+                        (first_row, window, column),
+                        ratio,
+                        series,
+                        D,
+                        dtype,
                     ):
                         tile.load_bias(position_bias, part * tile_C, ratio, D, bias)
                         tile.load_new_slots(
@@ -160,20 +167,11 @@ def token_gradient(ratio, overlap, D, chunk, dtype, block_C, threads):
                         mean[c] = known[entry, MEAN, bx * tile_C + c]
                         slope[c] = known[entry, SLOPE, bx * tile_C + c]
                         acc[slots, c] = acc[slots, c] + known[entry, TERM, bx * tile_C + c]
-                    with taking_gradient(
-                        acc,
-                        kv_grad,
-                        gate_grad,
-                        top,
-                        share,
-                        mean,
-                        slope,
-                        kv,
-                        gate,
-                        position_bias,
-                        first_row,
-                        window,
-                        column,
+                    with of_window(
+                        "mean_gradient",
+                        (acc, kv_grad, gate_grad, top, share, mean, slope),
+                        (kv, gate, position_bias),
+                        (first_row, window, column),
                         ratio,
                         series,
                         D,

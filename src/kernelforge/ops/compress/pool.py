@@ -209,64 +209,18 @@ def pool_new(
         pool(v, z, 0, top, share, mean)
 
 
-def _region(name: str, tiles: Any, variables: Any, ratio: int, series: int, D: int, dtype: str) -> Any:
-    operands = (*tiles, *(variable.buffer for variable in variables))
-    return composite(name, *operands, ratio=ratio, slots=series * ratio, series=D, wide=int(dtype == "float32"))
-
-
-def knowing_mean(
-    mean: Any,
-    top: Any,
-    share: Any,
-    kv: Any,
-    gate: Any,
-    bias: Any,
-    first_row: Any,
-    window: Any,
-    column: Any,
-    ratio: int,
-    series: int,
-    D: int,
-    dtype: str,
-) -> Any:
-    """The composite ``known_mean``: the weighted mean, largest logit and share of a whole sequence's window.
+def of_window(name: str, tiles: Any, tokens: Any, where: Any, ratio: int, series: int, D: int, dtype: str) -> Any:
+    """A composite over the slots of a window of a whole sequence.
 
     Args:
-        mean, top, share: float32 [columns], written.
-        kv, gate, bias: as in :func:`pool_new`; ``bias`` is the position bias.
-        first_row, window, column: variables: the row of the sequence's first token, the window, the first channel.
+        name: ``"known_mean"``, the weighted mean and what it was made of, or ``"mean_gradient"``, the gradients of the
+            window's tokens from that of its mean.
+        tiles: of ``known_mean``: mean, top, share, float32 [columns], written. Of ``mean_gradient``: sums, float32 [at
+            least slots, columns], to which the gradients of the logits are added; kv_grad, gate_grad, written, in the
+            shapes of kv and gate; top, share, mean, slope, float32 [columns].
+        tokens: kv, gate and the position bias, as in :func:`pool_new`.
+        where: variables: the row of the sequence's first token, the window, the first channel.
         ratio, series, D, dtype: as the kernels' parameters.
     """
-    tiles = (mean, top, share, kv, gate, bias)
-    return _region("known_mean", tiles, (first_row, window, column), ratio, series, D, dtype)
-
-
-def taking_gradient(
-    sums: Any,
-    kv_grad: Any,
-    gate_grad: Any,
-    top: Any,
-    share: Any,
-    mean: Any,
-    slope: Any,
-    kv: Any,
-    gate: Any,
-    bias: Any,
-    first_row: Any,
-    window: Any,
-    column: Any,
-    ratio: int,
-    series: int,
-    D: int,
-    dtype: str,
-) -> Any:
-    """The composite ``mean_gradient``: gradients of a window's tokens from that of its mean; their sums go on.
-
-    Args:
-        sums: float32 [at least slots, columns]; the gradients of the logits are added.
-        kv_grad, gate_grad: written, in the shapes of kv and gate.
-        top, share, mean, slope: float32 [columns].
-        kv, gate, bias, first_row, window, column, ratio, series, D, dtype: as in :func:`knowing_mean`.
-    """
-    tiles = (sums, kv_grad, gate_grad, top, share, mean, slope, kv, gate, bias)
-    return _region("mean_gradient", tiles, (first_row, window, column), ratio, series, D, dtype)
+    operands = (*tiles, *tokens, *(variable.buffer for variable in where))
+    return composite(name, *operands, ratio=ratio, slots=series * ratio, series=D, wide=int(dtype == "float32"))
