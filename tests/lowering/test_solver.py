@@ -1,4 +1,4 @@
-"""z3 decides arithmetic in the passes that a backend names; before and after each its parameter is the user's."""
+"""z3 decides arithmetic in the passes that a backend names, and outside of passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import z3
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,27 +16,31 @@ import accepted_kernels
 
 from kernelforge import backends
 from kernelforge.lowering import lower
+from kernelforge.lowering.prover import door, slots
 from kernelforge.lowering.solver import lowering_context
-from kernelforge.lowering.tir import tvm
+from kernelforge.lowering.tir import COMPILER_LIBRARIES, tirx, tvm
 
-PARAMETER = "smt.arith.solver"
 OUTER, INNER = "tests.outer", "tests.inner"
 
 
-@pytest.fixture(params=["6", "2"], ids=["default", "own"], autouse=True)
-def own(request: Any) -> Iterator[str]:
-    """z3's default, and what the user chose before."""
-    before = z3.get_param(PARAMETER)
-    z3.set_param(PARAMETER, request.param)
-    yield request.param
-    z3.set_param(PARAMETER, before)
+def proves() -> bool:
+    """Whether TVM proves what only z3 can."""
+    x = tirx.Var("x", "int32")
+    return bool(tvm.arith.Analyzer().can_prove(x * x >= 0))
 
 
-def _recording(name: str, seen: list[tuple[str, str]], within: Any = None) -> Any:
+@pytest.fixture(autouse=True)
+def open_before_and_after() -> Iterator[None]:
+    assert proves()
+    yield
+    assert proves()
+
+
+def _recording(name: str, seen: list[tuple[str, bool]], within: Any = None) -> Any:
     def run(module: Any, context: Any) -> Any:
-        seen.append((name, z3.get_param(PARAMETER)))
+        seen.append((name, proves()))
         module = module if within is None else within(module)
-        seen.append((name, z3.get_param(PARAMETER)))
+        seen.append((name, proves()))
         return module
 
     return tvm.transform.module_pass(run, opt_level=0, name=name)
@@ -48,34 +51,39 @@ def _module() -> Any:
 
 
 @pytest.mark.parametrize("proving", [{OUTER}, {INNER}, {OUTER, INNER}, set()])
-def test_each_pass_has_its_solver(own: str, proving: set[str]) -> None:
-    seen: list[tuple[str, str]] = []
+def test_each_pass_asks_z3_or_does_not(proving: set[str]) -> None:
+    seen: list[tuple[str, bool]] = []
     with lowering_context({}, proving):
         _recording(OUTER, seen, _recording(INNER, seen))(_module())
-        assert z3.get_param(PARAMETER) == own, "between passes it is the user's"
-    of = {name: own if name in proving else "0" for name in (OUTER, INNER)}
-    assert seen == [(name, of[name]) for name in (OUTER, INNER, INNER, OUTER)]
-    assert z3.get_param(PARAMETER) == own
+        assert proves(), "between passes z3 is asked"
+    assert seen == [(name, name in proving) for name in (OUTER, INNER, INNER, OUTER)]
 
 
-def test_without_names_every_pass_proves(own: str) -> None:
-    seen: list[tuple[str, str]] = []
+def test_without_names_every_pass_proves() -> None:
+    seen: list[tuple[str, bool]] = []
     with lowering_context({}, None):
         _recording(OUTER, seen)(_module())
-    assert seen == [(OUTER, own)] * 2
+    assert seen == [(OUTER, True)] * 2
 
 
-def test_an_error_within_passes_puts_the_choice_back(own: str) -> None:
+def test_an_error_within_passes_opens_the_door() -> None:
     def fails(module: Any) -> Any:
-        assert z3.get_param(PARAMETER) == "0"
+        assert not proves()
         raise RuntimeError("no such tile")
 
     with pytest.raises(RuntimeError, match="no such tile"), lowering_context({}, set()):
         _recording(OUTER, [], _recording(INNER, [], fails))(_module())
-    assert z3.get_param(PARAMETER) == own
 
 
-def test_kernels_lowered_side_by_side_and_one_that_is_refused(own: str) -> None:
+def test_the_door_stands_where_both_libraries_call_the_prover() -> None:
+    assert len(door().entries) == len(COMPILER_LIBRARIES)
+    for path in COMPILER_LIBRARIES:
+        image = path.read_bytes()
+        assert list(slots(image, b"no_such_function")) == []
+        assert list(slots(b"MZ" + image, b"free")) == [], "not ELF's"
+
+
+def test_kernels_lowered_side_by_side_and_one_that_is_refused() -> None:
     cpu, cuda = backends.backend("cpu"), backends.backend("cuda")
     kernel = accepted_kernels.lane_sums()
 
@@ -90,11 +98,10 @@ def test_kernels_lowered_side_by_side_and_one_that_is_refused(own: str) -> None:
     alone = [lowers(0), lowers(1), ""]
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(lowers, range(9))) == alone * 3
-    assert z3.get_param(PARAMETER) == own
 
 
 def test_guards_and_barriers_are_those_of_every_pass_proving(monkeypatch: pytest.MonkeyPatch) -> None:
-    for backend in (backends.backend("cpu"), backends.backend("cuda")):
+    for backend in (backends.backend(name) for name in ("cpu", "cuda", "ascend")):
         arch = backend.archs()[0]
         for kernel in (accepted_kernels.lane_sums(), accepted_kernels.rounding_by_bits()):
             spared = lower(kernel, backend, arch).source

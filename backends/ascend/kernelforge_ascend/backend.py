@@ -25,6 +25,17 @@ class AscendBackend(Backend):
     version = "1"
     tensor_device = "npu"
     capabilities = Capabilities(frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32}), subnormals=False)
+    proving_passes = frozenset(
+        {
+            "tl.LegalizeNegativeIndex",
+            "tl.Simplify",  # conditions that hold, before they are scheduled
+            "tl.AscendInsertOOBPadding",
+            "tl.AutoSchedule",
+            "tl.InsertSync",
+            "tl.LegalizeSafeMemoryAccess",
+            "tl.AscendThreadSync",
+        }
+    )
 
     def devices(self) -> Sequence[Device]:
         available, detail = bisheng.device()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import tilelang
@@ -12,6 +13,7 @@ from tvm import tirx
 from tvm.tirx import PyStmtExprMutator
 
 __all__ = [
+    "COMPILER_LIBRARIES",
     "PyStmtExprMutator",
     "buffer_location",
     "called",
@@ -38,6 +40,11 @@ mutator: Callable[[type], Any] = tirx.functor.mutator
 
 pass_instrument: Callable[[type], Any] = tvm.ir.instrument.pass_instrument
 """Class decorator for what watches TVM's passes: ``run_before_pass(module, info)``, ``run_after_pass``."""
+
+COMPILER_LIBRARIES = tuple(
+    Path(tilelang.__file__).parent / "lib" / name for name in ("libtvm_compiler.so", "libtilelang.so")
+)
+"""TVM's compiler and TileLang's passes, both loaded with :mod:`tilelang`."""
 
 COMPOSITE = "kf.composite"
 
