@@ -13,6 +13,7 @@ import functools
 import mmap
 import platform
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ _METHOD = b"_ZN3tvm5arith8Z3Prover8CanProveERKNS_8PrimExprE"
 
 _DYNAMIC_SYMBOLS, _RELOCATIONS = 11, 4
 _SECTION, _SYMBOL, _RELOCATION = struct.Struct("<IIQQQQIIQQ"), struct.Struct("<IBBHQQ"), struct.Struct("<QQq")
-_JUMP_SLOT = {"x86_64": 7, "aarch64": 1026}.get(platform.machine())
+_JUMP_SLOT = {("linux", "x86_64"): 7, ("linux", "aarch64"): 1026}.get((sys.platform, platform.machine()))
 
 
 @ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
@@ -60,7 +61,7 @@ class Door:
 
 @functools.cache
 def door() -> Door:
-    """The process's door; without entries, so always open, where libraries are not ELF's, or bound when loaded."""
+    """The process's door; without entries, so always open, where libraries are not Linux's, or bound when loaded."""
     entries = [] if _JUMP_SLOT is None else [entry for path in COMPILER_LIBRARIES for entry in _entries(path)]
     return Door(entries if len(entries) == len(COMPILER_LIBRARIES) else [])
 
