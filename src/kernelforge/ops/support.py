@@ -33,7 +33,8 @@ def meta(tensor: torch.Tensor | None) -> Meta | None:
     """The description of a tensor; None stays None."""
     if tensor is None:
         return None
-    return Meta(tensor.dtype, tensor.shape, tensor.device, tensor.is_contiguous())
+    # Not Meta(...), which is a function in Python: calls describe many tensors.
+    return tuple.__new__(Meta, (tensor.dtype, tensor.shape, tensor.device, tensor.is_contiguous()))
 
 
 def bytes_of(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -109,6 +110,28 @@ def require_numerics(op: str, numerics: str, modes: Sequence[str] = ("exact",)) 
     """Raise ``ValueError`` unless the op has the mode asked for."""
     if numerics not in modes:
         raise ValueError(f"numerics: {op} has {' and '.join(map(repr, modes))}, given {numerics!r}")
+
+
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+def call(op: Any, implementation: Callable[..., Any], tensors: Sequence[torch.Tensor], *rest: Any) -> Any:
+    """``op(*tensors, *rest)``, of an op that :func:`define` made of ``implementation``; it writes nothing in place.
+
+    Where no one looks on (tensors are plain, no gradient is asked for, nothing is traced, transformed or profiled)
+    torch's dispatcher would do nothing but wrap every argument anew, for autograd's kernel and again for the op's, both
+    of them Python. The implementation is called without it then.
+    """
+    watched = (
+        torch.compiler.is_compiling()
+        or not _PLAIN.issuperset(map(type, tensors))
+        or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
+    return op(*tensors, *rest) if watched else implementation(*tensors, *rest)
 
 
 def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..support import Meta, define, expect, meta, require_numerics, require_tensor
+from ..support import Meta, call, define, expect, meta, require_numerics, require_tensor
 from .backward import register
 from .plans import compiled, rows
 from .state import CompressState
@@ -120,7 +120,7 @@ def _compress(
     require_numerics(op, numerics)
     for name, tensor in zip(INPUTS, tensors, strict=True):
         require_tensor(name, tensor)
-    _check_inputs(overlap, tuple(meta(tensor) for tensor in tensors), ratio, eps)
+    _check_inputs(overlap, tuple(map(meta, tensors)), ratio, eps)
     kv, gate, *_, cos, _ = tensors
     batch, S, width = kv.shape
     before = state
@@ -140,7 +140,8 @@ def _compress(
     whole = before is None and lengths is None and not overlap and S % ratio == 0
     if lengths is None:
         lengths = torch.full((batch,), S, dtype=torch.int32, device=kv.device)
-    entries: Tensor = _compress_op(*tensors, *state, lengths, ratio, count, eps, backend)
+    given = (*tensors, *state, lengths)
+    entries: Tensor = call(_compress_op, _compress_impl, given, ratio, count, eps, backend)
     if whole:  # windows all finished: of them a state keeps nothing but their number
         state.position.add_(lengths)
         return entries, state
@@ -160,7 +161,8 @@ def _refuse_gradients(op: str, *tensors: Tensor) -> None:
 def _count(position: Tensor | None, lengths: Tensor | None, S: int, ratio: int, positions: int) -> int:
     """Entries of the sequence that completes most; checks the lengths and the reach of the rotation table."""
     if position is None and lengths is None:
-        before, after = [0], [S]
+        count = S // ratio
+        last = (count - 1) * ratio
     else:
         given = [S] if lengths is None else lengths.tolist()
         if any(not 0 <= length <= S for length in given):
@@ -168,11 +170,12 @@ def _count(position: Tensor | None, lengths: Tensor | None, S: int, ratio: int, 
         before = [0] * len(given) if position is None else position.tolist()
         given = given * len(before) if lengths is None else given
         after = [start + length for start, length in zip(before, given, strict=True)]
-    found = [end // ratio - start // ratio for start, end in zip(before, after, strict=True)]
-    last = max((end // ratio - 1 for n, end in zip(found, after, strict=True) if n), default=-1) * ratio
+        found = [end // ratio - start // ratio for start, end in zip(before, after, strict=True)]
+        last = max((end // ratio - 1 for n, end in zip(found, after, strict=True) if n), default=-1) * ratio
+        count = max(found, default=0)
     if last >= positions:
         raise ValueError(f"cos: given {positions} positions, wanted at least {last + 1}; an entry lies at {last}")
-    return max(found, default=0)
+    return count
 
 
 @functools.lru_cache(maxsize=4096)

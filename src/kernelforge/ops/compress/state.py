@@ -31,8 +31,8 @@ class CompressState(NamedTuple):
     ) -> CompressState:
         """The state of ``batch`` sequences that have not begun."""
         shape = (batch, ratio, 3 * D if overlap else D)
-        kv, gate = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-        return cls(kv, gate, torch.zeros(batch, dtype=torch.int32, device=device))
+        kv = torch.empty(shape, dtype=dtype, device=device)
+        return cls(kv, torch.empty_like(kv), torch.zeros(batch, dtype=torch.int32, device=device))
 
     def clone(self) -> CompressState:
         """A copy that shares no memory."""
