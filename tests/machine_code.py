@@ -20,8 +20,10 @@ needs_nvcc = pytest.mark.skipif(not all(t.found for t in CUDA.tools() if "nvcc" 
 
 def assert_no_spills(spec: KernelSpec, arch: str) -> None:
     """Compile for a GPU: everything stays in registers and ptxas has nothing to say."""
+    from kernelforge_cuda import nvcc
+
     directory, info = artifact(spec, CUDA, arch)
-    report = json.loads((directory / "resources.json").read_text())
+    report = json.loads((nvcc.machine_code(directory, info, arch) / nvcc.RESOURCES).read_text())
     used = report["kernels"][info.entry]
     assert 0 < used["registers"] <= 255
     assert used["spill_store_bytes"] == used["spill_load_bytes"] == used["stack_bytes"] == 0

@@ -85,6 +85,7 @@ def built_gemm(arch: str, a_format: str, experts: int = 0, **parameters: Any) ->
 def build(lowered: Lowered, arch: str, directory: Path) -> dict[str, Any]:
     """Compile; the report of registers and spills of the kernel."""
     backend.build(lowered.source, lowered.info, arch, directory)
+    nvcc.assemble(directory, lowered.info, arch, directory)
     report: dict[str, Any] = json.loads((directory / nvcc.RESOURCES).read_text())
     assert report["arch"] == arch
     return report

@@ -16,6 +16,7 @@ import cuda_kernels as kernels
 from kernelforge.backends import CompileFailed, CompilerMissing, LaunchInfo, Parameter
 from kernelforge.lowering import lower, trace
 from kernelforge.ops.spec import specs
+from kernelforge.runtime import cache
 from kernelforge_cuda import nvcc
 
 needs_nvcc = pytest.mark.skipif(nvcc.find() is None, reason="nvcc is not installed")
@@ -121,7 +122,6 @@ def test_inexact_instruction_is_refused(body, opcode, tmp_path):
     with pytest.raises(CompileFailed, match=opcode) as failure:
         nvcc.build(plain(body), PLAIN, "sm_80", tmp_path)
     assert "kernelforge.numerics" in str(failure.value)
-    assert not (tmp_path / nvcc.CUBIN).exists()
 
 
 @needs_nvcc
@@ -144,6 +144,30 @@ def test_block_that_needs_too_much_shared_memory_is_refused(tmp_path):
     info = LaunchInfo("plain", (), PLAIN.parameters, ("1",), shared_bytes=200 * 1024)
     with pytest.raises(CompileFailed, match="204800 bytes of shared memory per block, sm_80 has 166912"):
         nvcc.build(plain("out[0] = 1;"), info, "sm_80", tmp_path)
+
+
+@needs_nvcc
+def test_what_the_compiler_adds_to_shared_memory_counts(tmp_path):
+    info = LaunchInfo("plain", (), PLAIN.parameters, ("1",), shared_bytes=150 * 1024)
+    body = "__shared__ float tile[8192]; tile[threadIdx.x] = out[0]; __syncthreads(); out[1] = tile[out[2] > 0];"
+    nvcc.build(plain(body), info, "sm_80", tmp_path)
+    with pytest.raises(CompileFailed, match="186368 bytes of shared memory per block, sm_80 has 166912"):
+        nvcc.assemble(tmp_path, info, "sm_80", tmp_path)
+
+
+@needs_nvcc
+def test_machine_code_is_assembled_once_from_the_ptx_that_was_checked(monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "shared", cache.Cache(tmp_path / "cache"))
+    built = tmp_path / "built"
+    built.mkdir()
+    nvcc.build(plain("out[0] = 1;"), PLAIN, "sm_80", built)
+    assert sorted(path.name for path in built.iterdir()) == [nvcc.SOURCE, nvcc.PTX]
+    made = nvcc.machine_code(built, PLAIN, "sm_80")
+    assert (made / nvcc.CUBIN).read_bytes()[:4] == b"\x7fELF"
+    monkeypatch.setattr(nvcc, "assemble", lambda *given: pytest.fail("assembled again"))
+    assert nvcc.machine_code(built, PLAIN, "sm_80") == made
+    with pytest.raises(pytest.fail.Exception, match="assembled again"):
+        nvcc.machine_code(built, PLAIN, "sm_90a")
 
 
 def test_unknown_arch_names_the_known_ones(tmp_path):

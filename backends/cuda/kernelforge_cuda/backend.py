@@ -93,7 +93,7 @@ class CudaBackend(Backend):
             return VirtualExecutable((directory / nvcc.PTX).read_text(), info)
         from . import launch
 
-        return launch.load(directory, info)
+        return launch.load(nvcc.machine_code(directory, info, _arch_of_gpu()), info)
 
     def tuning(self, op: str) -> Sequence[Mapping[str, Any]]:
         return tuning.packaged("kernelforge_cuda", op)

@@ -232,7 +232,7 @@ def raw_stream() -> Callable[[int], int]:
 
 
 def load(directory: Path, info: LaunchInfo) -> CudaExecutable:
-    """The kernel in ``directory``, loaded on PyTorch's current GPU.
+    """The kernel whose machine code is in ``directory``, loaded on PyTorch's current GPU.
 
     Raises:
         DeviceUnavailable: there is no GPU.

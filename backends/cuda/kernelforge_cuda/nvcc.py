@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kernelforge.backends import CompileFailed, CompilerMissing, LaunchInfo, Tool
+from kernelforge.runtime import cache
 
 SOURCE, PTX, CUBIN, RESOURCES = "kernel.cu", "kernel.ptx", "kernel.cubin", "resources.json"
 TIMEOUT = 600.0
@@ -115,28 +117,48 @@ def arch_flags(arch: str, machine_code: bool) -> list[str]:
 
 
 def build(source: str, info: LaunchInfo, arch: str, directory: Path) -> None:
-    """Write ``kernel.cu``, ``kernel.ptx``, ``kernel.cubin`` and ``resources.json`` into ``directory``.
-
-    The machine code is assembled from the PTX that was checked.
+    """Write ``kernel.cu`` and ``kernel.ptx`` into ``directory``: all that the virtual device needs.
 
     Raises:
         CompilerMissing: there is no nvcc.
         CompileFailed: nvcc's words; or an instruction that exact arithmetic forbids; or a block that does not fit.
     """
-    if arch not in ARCHS:
-        raise CompileFailed(f"arch is {arch!r}; the CUDA backend compiles for {', '.join(ARCHS)}")
-    nvcc = find()
-    if nvcc is None:
-        raise CompilerMissing(MISSING)
+    nvcc = _compiler(arch)
+    _check_shared(info.shared_bytes, info, arch)
     (directory / SOURCE).write_text(source)
     to_ptx = ["-std=c++17", "-w", "-lineinfo", *EXACT_FLAGS, *arch_flags(arch, False), *include_flags()]
     _run(nvcc, [*to_ptx, "-ptx", SOURCE, "-o", PTX], info, directory)
     check((directory / PTX).read_text(), info)
-    said = _run(nvcc, ["-cubin", *arch_flags(arch, True), "-Xptxas", "-v", PTX, "-o", CUBIN], info, directory)
+
+
+def machine_code(built: Path, info: LaunchInfo, arch: str) -> Path:
+    """The directory of ``kernel.cubin`` and ``resources.json`` for what :func:`build` made, in the kernel cache.
+
+    Raises:
+        CompilerMissing, CompileFailed: as :func:`assemble`.
+    """
+    ptx = (built / PTX).read_bytes()
+    key = hashlib.sha256(b"\0".join([ptx, arch.encode(), _version().encode()])).hexdigest()[:32]
+    return cache.shared.entry(f"machine_code-cuda-{key}", lambda directory: assemble(built, info, arch, directory))
+
+
+def assemble(built: Path, info: LaunchInfo, arch: str, directory: Path) -> None:
+    """Assemble the PTX that was checked in ``built``: ``kernel.cubin`` and ``resources.json`` in ``directory``.
+
+    Raises:
+        CompilerMissing: there is no nvcc.
+        CompileFailed: ptxas's words; or a block that does not fit.
+    """
+    said = _run(
+        _compiler(arch),
+        ["-cubin", *arch_flags(arch, True), "-Xptxas", "-v", str(built.resolve() / PTX), "-o", CUBIN],
+        info,
+        directory,
+    )
     resources = parse_resources(said)
     if info.entry not in resources:
         raise CompileFailed(f"ptxas reported nothing about {info.entry}:\n{said[-2000:]}")
-    _check_shared(resources[info.entry], info, arch)
+    _check_shared(info.shared_bytes + resources[info.entry].shared_bytes, info, arch)
     report = {
         "arch": arch,
         "kernels": {name: asdict(resource) for name, resource in resources.items()},
@@ -145,6 +167,21 @@ def build(source: str, info: LaunchInfo, arch: str, directory: Path) -> None:
         ],
     }
     (directory / RESOURCES).write_text(json.dumps(report, indent=1))
+
+
+def _compiler(arch: str) -> str:
+    if arch not in ARCHS:
+        raise CompileFailed(f"arch is {arch!r}; the CUDA backend compiles for {', '.join(ARCHS)}")
+    nvcc = find()
+    if nvcc is None:
+        raise CompilerMissing(MISSING)
+    return nvcc
+
+
+def _version() -> str:
+    """What tells compilers apart in cache keys."""
+    found = version_file()
+    return found.read_text() if found else str(find())
 
 
 def _run(nvcc: str, arguments: list[str], info: LaunchInfo, directory: Path) -> str:
@@ -183,8 +220,7 @@ def check(ptx: str, info: LaunchInfo) -> None:
         )
 
 
-def _check_shared(resources: Resources, info: LaunchInfo, arch: str) -> None:
-    needed = info.shared_bytes + resources.shared_bytes
+def _check_shared(needed: int, info: LaunchInfo, arch: str) -> None:
     if needed > _SHARED_LIMIT[arch]:
         raise CompileFailed(
             f"{info.entry} needs {needed} bytes of shared memory per block, {arch} has {_SHARED_LIMIT[arch]}; "

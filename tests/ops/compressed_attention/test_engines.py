@@ -75,6 +75,7 @@ def test_model_shapes_become_machine_code_without_spills(variant, arch, tmp_path
         pytest.skip("nvcc is not installed")
     lowered = lowered_for(arch, variant, monkeypatch)
     backends.backend("cuda").build(lowered.source, lowered.info, arch, tmp_path)
+    nvcc.assemble(tmp_path, lowered.info, arch, tmp_path)
     ptx = (tmp_path / nvcc.PTX).read_text()
     used = set(re.findall(r"\b(mma\.sync|wgmma\.mma_async)\S*\.s32\.s8\.s8", ptx))
     assert used == ({"wgmma.mma_async" if arch == "sm_90a" else "mma.sync"} if variant in PRODUCTS else set())

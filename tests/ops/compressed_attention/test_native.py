@@ -108,6 +108,7 @@ def test_model_shapes_become_machine_code_without_spills(variant, arch, tmp_path
     monkeypatch.setenv("KERNELFORGE_CUDA_VIRTUAL_ARCH", arch)
     kernel = lowered(variant, "cuda", arch)
     backends.backend("cuda").build(kernel.source, kernel.info, arch, tmp_path)
+    nvcc.assemble(tmp_path, kernel.info, arch, tmp_path)
     used = set(re.findall(r"\b(mma\.sync|wgmma\.mma_async)\S*\.f32\.bf16\.bf16", (tmp_path / nvcc.PTX).read_text()))
     assert used == {UNITS[arch]}
     resources = json.loads((tmp_path / nvcc.RESOURCES).read_text())["kernels"][kernel.info.entry]

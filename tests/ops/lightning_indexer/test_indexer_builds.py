@@ -18,8 +18,10 @@ UNITS = {"sm_80": "mma.sync", "sm_90a": "wgmma.mma_async"}
 @pytest.mark.parametrize("arch", UNITS)
 @pytest.mark.parametrize("variant", sorted(kernels("cuda")))
 def test_machine_code_uses_the_matrix_unit_and_does_not_spill(variant, arch):
-    directory, _ = artifact(kernels("cuda")[variant], backends.backend("cuda"), arch)
-    report = json.loads((directory / "resources.json").read_text())
+    from kernelforge_cuda import nvcc
+
+    directory, info = artifact(kernels("cuda")[variant], backends.backend("cuda"), arch)
+    report = json.loads((nvcc.machine_code(directory, info, arch) / nvcc.RESOURCES).read_text())
     assert report["warnings"] == []
     for used in report["kernels"].values():
         assert 0 < used["registers"] <= 255
