@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.overrides import BaseTorchFunctionMode
 
 from kernelforge.ops.support import call
 
@@ -36,6 +38,13 @@ def test_subclasses_and_modes_go_through_the_dispatcher() -> None:
     with FakeTensorMode() as mode:
         assert _called(torch.ones(2)) == "op 3"
     assert _called(mode.from_tensor(torch.ones(2))) == "op 3"
+    with BaseTorchFunctionMode():
+        assert _called(torch.ones(2)) == "op 3"
+
+
+def test_tangents_go_through_the_dispatcher() -> None:
+    with forward_ad.dual_level():
+        assert _called(forward_ad.make_dual(torch.ones(2), torch.ones(2))) == "op 3"
 
 
 @pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad, _traced])

@@ -126,6 +126,8 @@ def call(op: Any, implementation: Callable[..., Any], tensors: Sequence[torch.Te
         torch.compiler.is_compiling()
         or not _PLAIN.issuperset(map(type, tensors))
         or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_function_stack() > 0
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.maybe_current_level() is not None
         or torch._C._get_tracing_state() is not None
