@@ -212,3 +212,30 @@ def parts():
             T.copy(x, Y[bx * 16, 0])
 
     return main
+
+
+def picks():
+    """A thread's own variables: a row to read, how many to add, a sum, and a value with a name."""
+
+    @T.prim_func
+    def main(X: T.Tensor((64, 32), "int32"), rows: T.Tensor((64, 16), "int32"), Y: T.Tensor((64, 32), "int32")):
+        with T.Kernel(4, threads=128) as bx:
+            x = T.alloc_shared((16, 32), "int32")
+            row = T.alloc_shared((1, 16), "int32")
+            y = T.alloc_shared((16, 32), "int32")
+            T.copy(X[bx * 16, 0], x)
+            T.copy(rows[bx, 0], row)
+            for i, j in T.Parallel(16, 32):
+                at = T.alloc_var("int32")
+                at = row[0, i] % 16
+                count = T.alloc_var("int32")
+                count = row[0, i] % 4
+                added = T.alloc_var("int32")
+                added = 0
+                for k in T.serial(count):
+                    added = added + x[at, (j + k) % 32]
+                twice = added * 2
+                y[i, j] = twice + added
+            T.copy(y, Y[bx * 16, 0])
+
+    return main

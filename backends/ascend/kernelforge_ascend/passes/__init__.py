@@ -7,7 +7,7 @@ from kernelforge.backends.interface import Pass
 from kernelforge.lowering import lower_composites, lower_rounded_dots, pin_fp32
 
 from .. import scheduling
-from . import cross_core_flags
+from . import cross_core_flags, hide_locals
 from .balance_threads import balance_threads
 from .declare_fp32 import declare_fp32
 from .flatten_grid import flatten_grid
@@ -22,6 +22,7 @@ from .vector_regions import vector_regions
 
 scheduling.install()
 cross_core_flags.install()
+hide_locals.install()
 
 PIPELINE: tuple[Pass, ...] = (
     lower_rounded_dots,
