@@ -7,6 +7,7 @@
 // memory costs stores, which do not.
 #pragma once
 
+#include "kf_mx_gemv.h"
 #include "kf_mx_staged.h"
 
 #if defined(KF_X86)
@@ -42,39 +43,69 @@ KF_INLINE void dot_block(const uint16_t* a, const StagedStrip& w, uint32_t block
   }
 }
 
-// acc lanes in `inside` += kRows x one strip over one chunk; `clear`: from zero. a: [blocks][kRows][32].
+// What a kernel multiplies with a strip: rows over one chunk, and where their sums go.
+struct DotRows {
+  float* acc;  // lanes in `inside` are added to; `clear`: from zero
+  int64_t ld_acc;
+  __mmask16 inside;
+  bool clear;
+  const uint16_t* a;    // [blocks][rows][32]
+  const float* factor;  // [blocks][ld_factor], for fp32 scales alone
+  int64_t ld_factor;
+};
+
 template <int kFormat, int kRows>
-__attribute__((noinline)) void bf16_kernel(float* acc, int64_t ld_acc, __mmask16 inside, const uint16_t* a,
-                                           const float* factor, int64_t ld_factor, const StagedStrip& w,
-                                           uint32_t blocks, bool clear, bool last, StripStager& stager) {
+__attribute__((noinline)) void bf16_kernel(const DotRows& rows, const StagedStrip& w, uint32_t blocks,
+                                           StripStager& stager) {
   const StagedFold fold;
-  const __mmask16 kept = clear ? __mmask16(0) : inside;
+  const __mmask16 kept = rows.clear ? __mmask16(0) : rows.inside;
+  const bool staging = stager.wanted(blocks);
+  CodeStager codes = stager.codes;
+  CodePrefetch lines = stager.prefetch;
+  const uint16_t* a = rows.a;
   __m512 sums[kRows];
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_maskz_loadu_ps(kept, acc + r * ld_acc);
+  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_maskz_loadu_ps(kept, rows.acc + r * rows.ld_acc);
   for (uint32_t b = 0; b < blocks; ++b, a += kRows * kBlock) {
     __m512 dots[kRows];
     const auto prefetch = [&](int i) KF_INLINE_LAMBDA {
-      if (i % 4 == 0 && last) stager.prefetch(b, i / 4);
+      if (i % 4 == 0 && i / 4 < lines.per_block) lines.next();
     };
-    if (stager.done()) {
-      dot_block<kRows>(a, w, b, fold, dots, prefetch);
-    } else {
+    if (staging) {
+      codes.start_block();
       dot_block<kRows>(a, w, b, fold, dots, [&](int i) KF_INLINE_LAMBDA {
-        stager.stage(i);
+        codes.stage(i);
         prefetch(i);
       });
-      stager.next_block();
+      codes.end_block();
+    } else {
+      dot_block<kRows>(a, w, b, fold, dots, prefetch);
     }
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       __m512 term = dots[r];
-      if (kFormat == kE4m3F32) term = _mm512_mul_ps(term, _mm512_set1_ps(factor[b * ld_factor + r]));
+      if (kFormat == kE4m3F32) term = _mm512_mul_ps(term, _mm512_set1_ps(rows.factor[b * rows.ld_factor + r]));
       sums[r] = _mm512_add_ps(sums[r], term);
     }
   }
+  stager.prefetch = lines;
+  if (staging) {
+    stager.codes = codes;
+    stager.staged(blocks);
+  }
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) _mm512_mask_storeu_ps(acc + r * ld_acc, inside, sums[r]);
+  for (int r = 0; r < kRows; ++r) _mm512_mask_storeu_ps(rows.acc + r * rows.ld_acc, rows.inside, sums[r]);
+}
+
+constexpr int dot_groups(int m) { return (m + kDotRows - 1) / kDotRows; }
+
+// body(std::integral_constant<int, rows>, first), at least five rows.
+template <int kRows, class Body>
+KF_INLINE void with_dot_rows(int rows, int first, const Body& body) {
+  if constexpr (kRows > kGemvRows + 1) {
+    if (rows < kRows) return with_dot_rows<kRows - 1>(rows, first, body);
+  }
+  body(std::integral_constant<int, kRows>(), first);
 }
 
 // Calls body(std::integral_constant<int, rows>, first row) for as few groups of the m rows as there can be, of about
@@ -82,33 +113,9 @@ __attribute__((noinline)) void bf16_kernel(float* acc, int64_t ld_acc, __mmask16
 template <class Body>
 KF_INLINE void for_dot_rows(int m, const Body& body) {
   for (int r = 0, rows; r < m; r += rows) {
-    const int left = m - r, groups = (left + kDotRows - 1) / kDotRows;
+    const int left = m - r, groups = dot_groups(left);
     rows = (left + groups - 1) / groups;
-    switch (rows) {
-      case 12:
-        body(std::integral_constant<int, 12>(), r);
-        break;
-      case 11:
-        body(std::integral_constant<int, 11>(), r);
-        break;
-      case 10:
-        body(std::integral_constant<int, 10>(), r);
-        break;
-      case 9:
-        body(std::integral_constant<int, 9>(), r);
-        break;
-      case 8:
-        body(std::integral_constant<int, 8>(), r);
-        break;
-      case 7:
-        body(std::integral_constant<int, 7>(), r);
-        break;
-      case 6:
-        body(std::integral_constant<int, 6>(), r);
-        break;
-      default:
-        body(std::integral_constant<int, 5>(), r);
-    }
+    with_dot_rows<kDotRows>(rows, r, body);
   }
 }
 
@@ -152,21 +159,21 @@ int bf16_accumulate(const MxTile& tile) {
   StripStager stager;
   int32_t largest_a = 0;
   Strip strip = Strip::at(tile, 0, 0, 0), next = strip.next(tile);
-  stager.start(tile, strip, next, w);
+  stager.start(tile, strip, next, 1, w);
   while (strip.blocks > 0) {
     const int64_t blocks = strip.blocks;
     if (strip.col == 0) largest_a = fold_dot_rows<kFormat>(tile, strip, a, factor);
     const bool exact = folding_is_exact<kFormat>(largest_a, stager.finish());
     const Strip after = next.next(tile);
-    stager.start(tile, next, after, next_w);
+    stager.start(tile, next, after, dot_groups(strip.m), next_w);
     if (exact) {
       const __mmask16 inside = __mmask16((1u << strip.n) - 1);
       const bool clear = tile.clear && strip.first == 0;
       float* acc = tile.acc + strip.row * tile.ld_acc + strip.col;
       for_dot_rows(strip.m, [&](auto group, int r) {
-        bf16_kernel<kFormat, decltype(group)::value>(acc + r * tile.ld_acc, tile.ld_acc, inside,
-                                                     a + r * blocks * kBlock, factor + r, strip.m, w, blocks, clear,
-                                                     r + decltype(group)::value == strip.m, stager);
+        const DotRows rows{acc + r * tile.ld_acc,     tile.ld_acc, inside, clear,
+                           a + r * blocks * kBlock, factor + r,  strip.m};
+        bf16_kernel<kFormat, decltype(group)::value>(rows, w, blocks, stager);
       });
     } else {
       const int status = portable_accumulate<kFormat>(

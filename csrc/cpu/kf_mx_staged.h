@@ -79,56 +79,123 @@ struct StagedFold {
   }
 };
 
-// Stages a strip: its scales at once, its codes block by block, column by column.
-class StripStager {
- public:
-  // `after`: the strip that will be staged next, whose codes and scales are asked for: few bytes of each of many rows,
-  // which no hardware prefetcher foresees.
-  void start(const MxTile& tile, const Strip& strip, const Strip& after, const StagedStrip& out) {
-    out_ = out;
-    block_ = 0;
-    blocks_ = strip.blocks;
-    if (blocks_ == 0) return;
-    rows_ = StripRows(tile, strip.col, strip.n, strip.first);
-    stage_scales();
-    if (after.blocks == 0) {
-      ahead_ = rows_;
-      return;
-    }
-    ahead_ = StripRows(tile, after.col, after.n, after.first);
-    for (const uint8_t* scales : ahead_.scales) {
-      for (int b = 0; b < after.blocks; b += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(scales + b), _MM_HINT_T0);
-      }
-    }
-  }
+// Packed codes and scales of a strip as they lie in memory.
+struct StripSource {
+  const uint8_t* codes;
+  const uint8_t* scales;
+  int64_t ld_codes, ld_scales;
+  int n, blocks;
 
-  bool done() const { return block_ == blocks_; }
+  StripSource() = default;
+  StripSource(const MxTile& tile, const Strip& strip)
+      : codes(tile.w_row(strip.col) + int64_t(strip.first) * (kBlock / 2)),
+        scales(tile.w_scale_row(strip.col) + strip.first),
+        ld_codes(tile.ldw),
+        ld_scales(tile.ld_w_scale),
+        n(strip.n),
+        blocks(strip.blocks) {}
+  // Columns past `n` repeat the last one.
+  KF_INLINE int column(int c) const { return c < n ? c : n - 1; }
+  KF_INLINE const uint8_t* codes_of(int c) const { return codes + column(c) * ld_codes; }
+  KF_INLINE const uint8_t* scales_of(int c) const { return scales + column(c) * ld_scales; }
+  KF_INLINE int64_t row_bytes() const { return int64_t(blocks) * (kBlock / 2); }
+};
 
-  // Column c of the current block.
-  KF_INLINE void stage(int c) const {
-    const uint8_t* from = rows_.codes[c] + block_ * (kBlock / 2);
+// Brings packed codes into order, a column of a block at a time. A kernel keeps one to itself while it runs, so that
+// its pointers stay in registers.
+struct CodeStager {
+  const uint8_t* block;   // the first column's codes of the block that is next
+  const uint8_t* column;  // those of the column that is next
+  int64_t ld;
+  uint32_t* out;
+
+  KF_INLINE void start_block() { column = block; }
+  // Column `c`; a block's columns are staged from 0 to 15.
+  KF_INLINE void stage(int c) {
     uint64_t low, high;
-    std::memcpy(&low, from, 8);
-    std::memcpy(&high, from + 8, 8);
-    uint32_t* to = &out_.codes[block_][0][c];
+    std::memcpy(&low, column, 8);
+    std::memcpy(&high, column + 8, 8);
+    uint32_t* to = out + c;
     to[0] = uint32_t(low);
     to[kStrip] = uint32_t(low >> 32);
     to[2 * kStrip] = uint32_t(high);
     to[3 * kStrip] = uint32_t(high >> 32);
+    column += ld;
   }
-  // One of the four lines that block `b` stands for in the strip after, j from 0 to 3.
-  KF_INLINE void prefetch(uint32_t b, uint32_t j) const {
+  KF_INLINE void end_block() {
+    block += kBlock / 2;
+    out += 4 * kStrip;
+  }
+};
+
+// Asks for a strip's codes line by line, row after row: rows that follow each other in memory are then read from its
+// first byte to its last, as the machine likes it best.
+struct CodePrefetch {
+  const uint8_t* line;
+  const uint8_t* row_end;
+  int64_t gap, ld;
+  int rows, per_block;  // 0: nothing is left
+
+  CodePrefetch() : per_block(0) {}
+  CodePrefetch(const StripSource& from, int per_block)
+      : line(from.codes),
+        row_end(from.codes + from.row_bytes()),
+        gap(from.ld_codes - from.row_bytes()),
+        ld(from.ld_codes),
+        rows(from.n),
+        per_block(per_block) {}
+
+  KF_INLINE void next() {
     constexpr int kLine = 64;
-    const char* row = reinterpret_cast<const char*>(ahead_.codes[b % 4 * 4 + j]);
-    _mm_prefetch(row + b / 4 * kLine, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+    line += kLine;
+    if (line < row_end) return;
+    line = row_end + gap;
+    row_end += ld;
+    if (--rows == 0) per_block = 0;
   }
-  KF_INLINE void next_block() { ++block_; }
+};
+
+// Stages a strip: its scales at once, its codes while kernels run.
+class StripStager {
+ public:
+  CodeStager codes;
+  CodePrefetch prefetch;
+
+  // `after`: the strip that will be staged next, whose codes and scales are asked for meanwhile. `groups`: of rows, each
+  // a run of a kernel.
+  void start(const MxTile& tile, const Strip& strip, const Strip& after, int groups, const StagedStrip& out) {
+    out_ = out;
+    left_ = strip.blocks;
+    prefetch = CodePrefetch();
+    if (strip.blocks == 0) return;
+    from_ = StripSource(tile, strip);
+    codes = {from_.codes, from_.codes, from_.ld_codes, &out.codes[0][0][0]};
+    stage_scales();
+    if (after.blocks == 0) return;
+    const StripSource next(tile, after);
+    prefetch = CodePrefetch(next, (4 + groups - 1) / groups);
+    for (int c = 0; c < next.n; ++c) {
+      for (int b = 0; b < next.blocks; b += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(next.scales_of(c) + b), _MM_HINT_T0);
+      }
+    }
+  }
+
+  // Whether a kernel is to stage as many blocks as it takes. A strip without all its columns, or with fewer blocks, is
+  // left to finish().
+  bool wanted(int blocks) const { return left_ >= blocks && from_.n == kStrip; }
+  // A kernel has staged as many blocks.
+  void staged(int blocks) { left_ -= blocks; }
 
   // Returns the largest factor's bits, NaN apart.
   int32_t finish() {
-    for (; !done(); next_block()) {
-      for (int c = 0; c < kStrip; ++c) stage(c);
+    for (int b = from_.blocks - left_; b < from_.blocks; ++b) {
+      for (int c = 0; c < kStrip; ++c) {
+        codes.column = from_.codes_of(c) + int64_t(b) * (kBlock / 2);
+        codes.stage(c);
+      }
+      codes.end_block();
     }
     if (special_) stage_special();
     return largest_;
@@ -138,17 +205,17 @@ class StripStager {
   void stage_scales() {
     const __m512i one = _mm512_set1_epi8(127), nan = _mm512_set1_epi8(-1);
     __m512i rows[kStrip], words[kStrip], least = one, largest = _mm512_setzero_si512(), most = largest;
-    for (uint32_t first = 0; first < blocks_; first += 64) {
-      const uint32_t blocks = blocks_ - first;
+    for (int first = 0; first < from_.blocks; first += 64) {
+      const int blocks = from_.blocks - first;
       const __mmask64 inside = blocks < 64 ? (1ull << blocks) - 1 : ~0ull;
       for (int c = 0; c < kStrip; ++c) {
-        rows[c] = _mm512_mask_loadu_epi8(one, inside, rows_.scales[c] + first);
+        rows[c] = _mm512_mask_loadu_epi8(one, inside, from_.scales_of(c) + first);
         least = _mm512_min_epu8(least, rows[c]);
         most = _mm512_max_epu8(most, rows[c]);
         largest = _mm512_mask_max_epu8(largest, _mm512_cmpneq_epu8_mask(rows[c], nan), largest, rows[c]);
       }
       transpose_words_512(rows, words);
-      for (uint32_t i = 0; i < kStrip && 4 * i < blocks; ++i) _mm512_store_si512(out_.scales[first / 4 + i], words[i]);
+      for (int i = 0; i < kStrip && 4 * i < blocks; ++i) _mm512_store_si512(out_.scales[first / 4 + i], words[i]);
     }
     special_ = _mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(kLeastScale)) | _mm512_cmpeq_epu8_mask(most, nan);
     largest_ = kf_i(read_scale(uint8_t(largest_u8(largest))));
@@ -156,7 +223,7 @@ class StripStager {
 
   // Scales that are read as zero or NaN, which are no powers of two: zeros for codes; and a NaN's exponent.
   void stage_special() {
-    for (uint32_t b = 0; b < blocks_; ++b) {
+    for (int b = 0; b < from_.blocks; ++b) {
       for (int c = 0; c < kStrip; ++c) {
         uint8_t& scale = out_.scales[b / 4][c][b % 4];
         if (scale >= kLeastScale && scale != 0xFF) continue;
@@ -169,9 +236,9 @@ class StripStager {
 
   static constexpr uint8_t kLeastScale = 127 - 50;
 
-  StripRows rows_, ahead_;
+  StripSource from_;
   StagedStrip out_;
-  uint32_t block_, blocks_;
+  int left_;  // blocks that are not staged
   int32_t largest_;
   bool special_;
 };
