@@ -2,7 +2,7 @@
 // multiple of the block's scale, below 2^24 of them, so both roundings are exact; the block's sum starts at zero and
 // is added to the accumulator once.
 //
-// A kernel takes up to twelve rows by a strip. W's codes are folded in registers, between the dots and once for each
+// A kernel takes up to fourteen rows by a strip. W's codes are folded in registers, between the dots and once for each
 // group of rows: permutations and integer additions go to units that the dots leave idle, while a folded panel in
 // memory costs stores, which do not.
 #pragma once
@@ -15,7 +15,7 @@ KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf
 namespace kf {
 namespace {
 
-constexpr int kDotRows = 12;  // rows a kernel takes, at most: as many sums and dots fill the registers
+constexpr int kDotRows = 14;  // rows a kernel takes, at most: as many sums and dots nearly fill the registers
 
 // sum + the dots of w with one pair, the same for all lanes. GCC 12 would take a register for the pair.
 KF_INLINE __m512 dot_pair(__m512 sum, __m512i w, const uint16_t* pair) {
@@ -28,7 +28,7 @@ KF_INLINE __m512 dot_pair(__m512 sum, __m512i w, const uint16_t* pair) {
 template <int kRows, class Between>
 KF_INLINE void dot_block(const uint16_t* a, const StagedStrip& w, uint32_t block, const StagedFold& fold,
                          __m512 (&dots)[kRows], const Between& between) {
-#pragma GCC unroll 12
+#pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r) dots[r] = _mm512_setzero_ps();
   const __m512i exponents = fold.exponents(w, block);
   for (int j = 0; j < 4; ++j, a += 8) {
@@ -37,7 +37,7 @@ KF_INLINE void dot_block(const uint16_t* a, const StagedStrip& w, uint32_t block
     for (int p = 0; p < 4; ++p) {
       const __m512i words = fold(_mm512_srli_epi16(codes, 4 * p), exponents);
       between(4 * j + p);
-#pragma GCC unroll 12
+#pragma GCC unroll 14
       for (int r = 0; r < kRows; ++r) dots[r] = dot_pair(dots[r], words, a + r * kBlock + 2 * p);
     }
   }
@@ -64,7 +64,7 @@ __attribute__((noinline)) void bf16_kernel(const DotRows& rows, const StagedStri
   CodePrefetch lines = stager.prefetch;
   const uint16_t* a = rows.a;
   __m512 sums[kRows];
-#pragma GCC unroll 12
+#pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r) sums[r] = _mm512_maskz_loadu_ps(kept, rows.acc + r * rows.ld_acc);
   for (uint32_t b = 0; b < blocks; ++b, a += kRows * kBlock) {
     __m512 dots[kRows];
@@ -81,7 +81,7 @@ __attribute__((noinline)) void bf16_kernel(const DotRows& rows, const StagedStri
     } else {
       dot_block<kRows>(a, w, b, fold, dots, prefetch);
     }
-#pragma GCC unroll 12
+#pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {
       __m512 term = dots[r];
       if (kFormat == kE4m3F32) term = _mm512_mul_ps(term, _mm512_set1_ps(rows.factor[b * rows.ld_factor + r]));
@@ -93,7 +93,7 @@ __attribute__((noinline)) void bf16_kernel(const DotRows& rows, const StagedStri
     stager.codes = codes;
     stager.staged(blocks);
   }
-#pragma GCC unroll 12
+#pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r) _mm512_mask_storeu_ps(rows.acc + r * rows.ld_acc, rows.inside, sums[r]);
 }
 

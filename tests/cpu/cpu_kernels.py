@@ -89,7 +89,7 @@ def guarded_pairs(columns=64, rows=3):
 
 
 def conditions_that_change(columns=64):
-    """Conditions on a loop's own variable, and on memory that the loop writes."""
+    """Conditions on a loop's own variable, and on memory and a variable that the loop writes."""
     M = T.dynamic("M")
 
     @T.prim_func
@@ -101,6 +101,30 @@ def conditions_that_change(columns=64):
             for c in T.serial(columns):
                 if Y[bx, 0] < T.float32(3):
                     Y[bx, 0] = X[bx, c]
+            left = T.alloc_var("int32")
+            left = 5
+            for c in T.serial(columns):
+                if left > 0:
+                    Y[bx, c] = X[bx, c]
+                    left = left - 1
+
+    return main
+
+
+def condition_on_a_variable(columns=64):
+    """A condition on a variable that the loop reads and does not write."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def main(
+        counts: T.Tensor((M,), "int32"), X: T.Tensor((M, columns), "float32"), Y: T.Tensor((M, columns), "float32")
+    ):
+        with T.Kernel(M, threads=32) as bx:
+            left = T.alloc_var("int32")
+            left = counts[bx]
+            for c in T.serial(columns):
+                if left > 0:
+                    Y[bx, c] = X[bx, c] * T.cast(left, "float32")
 
     return main
 

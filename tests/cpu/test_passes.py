@@ -128,6 +128,12 @@ def test_hoist_conditions_golden() -> None:
     ]
 
 
+def test_a_condition_on_a_variable_leaves_a_loop_that_does_not_write_it() -> None:
+    lines = _lines(hoist_conditions(cpu_kernels.condition_on_a_variable()))
+    start = lines.index("if left[0] > 0:")
+    assert lines[start + 1] == "for c in range(64):"
+
+
 def test_a_condition_that_reads_memory_or_its_loop_stays_in_the_loop() -> None:
     before = cpu_kernels.conditions_that_change()
     assert _lines(hoist_conditions(before)) == _lines(before)

@@ -7,15 +7,26 @@ from typing import Any
 from kernelforge.lowering.tir import PyStmtExprMutator, mutator, post_order, tirx
 
 
-def _invariant(condition: Any, loop_var: Any) -> bool:
-    """Whether a condition is the same in every iteration: memory may change, so it must not read any."""
+def _invariant(condition: Any, loop_var: Any, body: Any) -> bool:
+    """Whether a condition is the same in every iteration: of memory it reads variables alone, which ``body`` does not
+    change and whose address it does not use."""
     found = []
+    read: list[Any] = []
 
     def visit(node: Any) -> None:
-        if isinstance(node, (tirx.BufferLoad, tirx.Call)) or (isinstance(node, tirx.Var) and node.same_as(loop_var)):
+        if isinstance(node, tirx.BufferLoad) and node.buffer.scope() == "local.var":
+            read.append(node.buffer)
+        elif isinstance(node, (tirx.BufferLoad, tirx.Call)) or (isinstance(node, tirx.Var) and node.same_as(loop_var)):
+            found.append(node)
+
+    def visit_body(node: Any) -> None:
+        changed = node.buffer.data if isinstance(node, tirx.BufferStore) else node
+        if isinstance(changed, tirx.Var) and any(changed.same_as(buffer.data) for buffer in read):
             found.append(node)
 
     post_order(condition, visit)
+    if read:
+        post_order(body, visit_body)
     return not found
 
 
@@ -24,7 +35,7 @@ class _Hoist(PyStmtExprMutator):
     def visit_for_(self, op: Any) -> Any:
         body = self.visit_stmt(op.body)
         guarded = isinstance(body, tirx.IfThenElse) and body.else_case is None
-        if guarded and op.thread_binding is None and _invariant(body.condition, op.loop_var):
+        if guarded and op.thread_binding is None and _invariant(body.condition, op.loop_var, body.then_case):
             return tirx.IfThenElse(body.condition, self._loop(op, body.then_case), None)
         return self._loop(op, body)
 
@@ -36,6 +47,7 @@ class _Hoist(PyStmtExprMutator):
 def hoist_conditions(function: Any) -> Any:
     """Turn ``for c: if p: S`` into ``if p: for c: S`` where p does not depend on c.
 
-    The guard of a token, inside a loop over its channels, would be a mask on every access.
+    The guard of a token, inside a loop over its channels, would be a mask on every access; and a long body under a
+    condition is not made into vectors.
     """
     return function.with_body(_Hoist().visit_stmt(function.body))

@@ -23,23 +23,25 @@ def moe_combine(hidden, slots, block_T, block_N, threads):
         out: T.Tensor((tokens, hidden), "uint16"),
     ):
         with T.Kernel(T.ceildiv(hidden, block_N), T.ceildiv(tokens, block_T), threads=threads) as (bx, by):
-            source = T.alloc_shared((block_T, slots), "int32")
-            for i, s in T.Parallel(block_T, slots):
-                row = T.alloc_var("int32")
-                row = -1
+            # A slot's row is known before the loop over columns, which then holds no choice and becomes vectors.
+            row = T.alloc_var("int32")
+            total = T.alloc_fragment((block_N,), "float32")
+            for i in T.serial(block_T):
                 if by * block_T + i < tokens:
-                    row = inverse[by * block_T + i, s]
-                source[i, s] = row
-            for i, j in T.Parallel(block_T, block_N):
-                if by * block_T + i < tokens and bx * block_N + j < hidden:
-                    total = T.alloc_var("float32")
-                    bits = T.alloc_var("int32")
-                    total = T.float32(0)
+                    T.clear(total)
                     for s in T.serial(slots):
-                        if source[i, s] >= 0:
-                            bits = T.reinterpret(y[source[i, s], bx * block_N + j], "int32")
-                            total = total + T.reinterpret(read_bits(bits), "float32")
-                    bits = T.reinterpret(total, "int32")
-                    out[by * block_T + i, bx * block_N + j] = T.cast(bf16.encode(bits), "uint16")
+                        row = inverse[by * block_T + i, s]
+                        if row >= 0:
+                            for j in T.Parallel(block_N):
+                                bits = T.alloc_var("int32")
+                                bits = 0
+                                if bx * block_N + j < hidden:
+                                    bits = T.reinterpret(y[row, bx * block_N + j], "int32")
+                                total[j] = total[j] + T.reinterpret(read_bits(bits), "float32")
+                    for j in T.Parallel(block_N):
+                        if bx * block_N + j < hidden:
+                            code = T.alloc_var("int32")
+                            code = bf16.encode(T.reinterpret(total[j], "int32"))
+                            out[by * block_T + i, bx * block_N + j] = T.cast(code, "uint16")
 
     return main

@@ -72,11 +72,14 @@ def moe_linear1(inter, hidden, experts, limit, block_M, block_N, block_K, thread
                     token_weight[i] = value
                 activated = T.alloc_shared((block_M, block_N), "float32")
                 for i, j in T.Parallel(block_M, block_N):
-                    activated[i, j] = clamped(gate[i, j], limit)
+                    if i < rows:
+                        activated[i, j] = clamped(gate[i, j], limit)
                 for i, j in T.Parallel(block_M, block_N):
-                    activated[i, j] = silu(activated[i, j])
+                    if i < rows:
+                        activated[i, j] = silu(activated[i, j])
                 for i, j in T.Parallel(block_M, block_N):
-                    activated[i, j] = weighed(activated[i, j], up[i, j], token_weight[i], limit)
+                    if i < rows:
+                        activated[i, j] = weighed(activated[i, j], up[i, j], token_weight[i], limit)
                 scale = T.alloc_shared((block_M, block_N // BLOCK), "uint8")
                 block_scales(activated, scale, bits_of, "e4m3", "ceil", rows)
                 for i, b in T.Parallel(block_M, block_N // BLOCK):
