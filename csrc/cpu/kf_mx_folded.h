@@ -30,6 +30,53 @@ KF_INLINE __m512i fold_nibbles(__m512i nibbles, __m512i exponents) {
   return _mm512_adds_epi16(_mm512_permutexvar_epi16(nibbles, _mm512_load_si512(kBiasedE2m1)), exponents);
 }
 
+alignas(64) constexpr uint16_t kOrder[kBlock] = {0,  4,  1,  5,  2,  6,  3,  7,  8,  12, 9,  13, 10, 14, 11, 15,
+                                                 16, 20, 17, 21, 18, 22, 19, 23, 24, 28, 25, 29, 26, 30, 27, 31};
+
+// bf16 of the E4M3 magnitudes below 2^-3, in windows of exponent 6 and less, 7, 8 and 9: multiples of 2^-9, 2^-8, 2^-7
+// and 2^-6. Every larger magnitude is a multiple of 2^-6.
+struct SmallMagnitudes {
+  alignas(64) uint16_t words[4][32];
+
+  constexpr SmallMagnitudes() : words() {
+    for (int window = 0; window < 4; ++window) {
+      for (int code = 0; code < 32; ++code) {
+        const int value = code < 8 ? code : (8 + code % 8) << (code / 8 - 1);  // times 2^-9
+        const int step = 1 << window, below = value / step, rest = 2 * (value % step);
+        const int rounded = (below + (rest > step || (rest == step && below % 2 == 1) ? 1 : 0)) * step;
+        int top = 0;
+        while (rounded >> (top + 1) != 0) ++top;
+        words[window][code] = rounded == 0 ? 0 : uint16_t((127 - 9 + top) * 128 + ((rounded << (7 - top)) & 127));
+      }
+    }
+  }
+};
+constexpr SmallMagnitudes kSmallE4m3;
+
+// fold_block for E4M3 with E8M0 scales: a window is a look-up, a factor an addition to exponents.
+KF_INLINE float fold_e4m3(const MxTile& tile, int row, int block, void* out) {
+  const uint8_t* stored = a_block<kE4m3E8m0>(tile, row, block);
+  const uint8_t scale = static_cast<const uint8_t*>(a_scale_row<kE4m3E8m0>(tile, row))[block];
+  const __m512i codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored)));
+  const __m512i magnitudes = _mm512_and_si512(codes, _mm512_set1_epi16(0x7F));
+  const int32_t amax = largest_u16(magnitudes);
+  if (__builtin_expect(amax == 0x7F || scale == 0xFF, 0)) {
+    _mm512_store_si512(out, _mm512_set1_epi16(kNanBits >> 16));
+    return kf_f(kNanBits);
+  }
+  const int exponent = amax == 0 ? 0 : amax >= 8 ? (amax >> 3) - 6 : 23 - __builtin_clz(amax);
+  const __m512i small = _mm512_load_si512(kSmallE4m3.words[std::max((amax >> 3) - 12, 0)]);
+  __m512i words = _mm512_add_epi16(_mm512_slli_epi16(magnitudes, 4), _mm512_set1_epi16(120 << 7));
+  words = _mm512_mask_permutexvar_epi16(words, _mm512_cmplt_epi16_mask(magnitudes, _mm512_set1_epi16(32)), magnitudes,
+                                        small);
+  const __mmask32 kept = scale < 127 - 50 ? __mmask32(0) : _mm512_test_epi16_mask(words, words);
+  const __m512i signs = _mm512_slli_epi16(_mm512_srli_epi16(codes, 7), 15);
+  const __m512i half_scale = _mm512_set1_epi16(int16_t((int(scale) - 128) * 128));
+  words = _mm512_maskz_add_epi16(kept, words, _mm512_add_epi16(half_scale, signs));
+  _mm512_store_si512(out, _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), words));
+  return power_of_two(exponent - 16) * read_scale(scale);
+}
+
 // One row's block: 32 bf16 of q * fa (q alone for fp32 scales) in the order above; returns fa.
 template <int kFormat>
 KF_INLINE float fold_block(const MxTile& tile, int row, int block, void* out) {
@@ -46,6 +93,8 @@ KF_INLINE float fold_block(const MxTile& tile, int row, int block, void* out) {
     if (__builtin_expect(scale == 0xFF, 0)) words = _mm512_set1_epi16(kNanBits >> 16);
     _mm512_store_si512(out, words);
     return factor;
+  } else if constexpr (kFormat == kE4m3E8m0) {
+    return fold_e4m3(tile, row, block, out);
   } else {
     const WindowBlock window = load_window<kFormat>(tile, row, block);
     const float fold = kFormat == kE4m3F32 ? 1.0f : window.factor;
@@ -55,8 +104,6 @@ KF_INLINE float fold_block(const MxTile& tile, int row, int block, void* out) {
     const __m512 odd = _mm512_sub_ps(_mm512_fmadd_ps(odd_floats(window.words), scale, magic), magic);
     const __m512i words =
         _mm512_mask_mov_epi16(_mm512_srli_epi32(_mm512_castps_si512(even), 16), 0xAAAAAAAA, _mm512_castps_si512(odd));
-    alignas(64) static const uint16_t kOrder[kBlock] = {0,  4,  1,  5,  2,  6,  3,  7,  8,  12, 9,  13, 10, 14, 11, 15,
-                                                        16, 20, 17, 21, 18, 22, 19, 23, 24, 28, 25, 29, 26, 30, 27, 31};
     _mm512_store_si512(out, _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), words));
     return window.factor;
   }
