@@ -12,7 +12,6 @@ namespace {
 struct StripRows {
   const uint8_t* codes[kStrip];
   const uint8_t* scales[kStrip];
-  StripRows() = default;
   KF_INLINE StripRows(const MxTile& tile, int col, int n, int first) {
     for (int c = 0; c < kStrip; ++c) {
       const int source = col + (c < n ? c : n - 1);

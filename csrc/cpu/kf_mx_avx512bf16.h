@@ -58,14 +58,17 @@ template <int kFormat, int kRows>
 __attribute__((noinline)) void bf16_kernel(const DotRows& rows, const StagedStrip& w, uint32_t blocks,
                                            StripStager& stager) {
   const StagedFold fold;
-  const __mmask16 kept = rows.clear ? __mmask16(0) : rows.inside;
   const bool staging = stager.wanted(blocks);
   CodeStager codes = stager.codes;
   CodePrefetch lines = stager.prefetch;
   const uint16_t* a = rows.a;
   __m512 sums[kRows];
 #pragma GCC unroll 14
-  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_maskz_loadu_ps(kept, rows.acc + r * rows.ld_acc);
+  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
+  if (!rows.clear) {
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) sums[r] = _mm512_maskz_loadu_ps(rows.inside, rows.acc + r * rows.ld_acc);
+  }
   for (uint32_t b = 0; b < blocks; ++b, a += kRows * kBlock) {
     __m512 dots[kRows];
     const auto prefetch = [&](int i) KF_INLINE_LAMBDA {
@@ -93,8 +96,13 @@ __attribute__((noinline)) void bf16_kernel(const DotRows& rows, const StagedStri
     stager.codes = codes;
     stager.staged(blocks);
   }
+  if (rows.inside == 0xFFFF) {  // a store without a mask is the faster one
 #pragma GCC unroll 14
-  for (int r = 0; r < kRows; ++r) _mm512_mask_storeu_ps(rows.acc + r * rows.ld_acc, rows.inside, sums[r]);
+    for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(rows.acc + r * rows.ld_acc, sums[r]);
+  } else {
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) _mm512_mask_storeu_ps(rows.acc + r * rows.ld_acc, rows.inside, sums[r]);
+  }
 }
 
 constexpr int dot_groups(int m) { return (m + kDotRows - 1) / kDotRows; }
@@ -171,7 +179,7 @@ int bf16_accumulate(const MxTile& tile) {
       const bool clear = tile.clear && strip.first == 0;
       float* acc = tile.acc + strip.row * tile.ld_acc + strip.col;
       for_dot_rows(strip.m, [&](auto group, int r) {
-        const DotRows rows{acc + r * tile.ld_acc,     tile.ld_acc, inside, clear,
+        const DotRows rows{acc + r * tile.ld_acc,   tile.ld_acc, inside, clear,
                            a + r * blocks * kBlock, factor + r,  strip.m};
         bf16_kernel<kFormat, decltype(group)::value>(rows, w, blocks, stager);
       });

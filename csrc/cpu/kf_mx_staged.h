@@ -162,8 +162,8 @@ class StripStager {
   CodeStager codes;
   CodePrefetch prefetch;
 
-  // `after`: the strip that will be staged next, whose codes and scales are asked for meanwhile. `groups`: of rows, each
-  // a run of a kernel.
+  // `after`: the strip that will be staged next, whose codes and scales are asked for meanwhile. `groups`: of rows,
+  // each a run of a kernel.
   void start(const MxTile& tile, const Strip& strip, const Strip& after, int groups, const StagedStrip& out) {
     out_ = out;
     left_ = strip.blocks;
