@@ -100,6 +100,12 @@ KF_MICROKERNEL int32_t kf_weighted_mean(float* mean, const void* kv, const void*
 KF_MICROKERNEL int32_t kf_known_mean(float* mean, float* top, float* share, const void* kv, const void* gate,
                                      const float* bias, int64_t ld, int64_t first, int64_t rows, int32_t absent,
                                      int32_t ratio, int32_t slots, int32_t series, int32_t channels, int32_t wide);
+// An entry from its mean: out (float32 where `wide`, else bfloat16) = the RMS-normalized mean times weight, its last 2
+// `pairs` channels turned by the angles of `position`; positions beyond the table [positions, pairs] take its last row.
+// The next entry's position is `ratio` further. `channels` is a multiple of 32.
+KF_MICROKERNEL int32_t kf_finish_entry(void* out, const float* mean, const float* weight, const float* cos,
+                                       const float* sin, int64_t positions, int64_t position, int32_t ratio,
+                                       int32_t channels, int32_t pairs, int32_t eps_bits, int32_t wide);
 // Gradients of the tokens' kv and gate from `slope`, that of the mean, beside which they lie as kv and gate do; those
 // of gate are added to sums [slots, channels].
 KF_MICROKERNEL int32_t kf_mean_gradient(float* sums, void* kv_grad, void* gate_grad, const float* top,

@@ -16,14 +16,6 @@ struct MeanGradient {
   int64_t token[kMeanSlots], place[kMeanSlots];  // as in WeightedMean
 };
 
-// A float32 as an op stores it: NaN is 0x7FC00000, -0 is +0; to bfloat16 by round to nearest even.
-KF_INLINE int32_t stored_bits(float x) { return x != x ? 0x7FC00000 : x == 0.0f ? 0 : kf_i(x); }
-KF_INLINE void store_value(float* to, float x) { *to = kf_f(stored_bits(x)); }
-KF_INLINE void store_value(uint16_t* to, float x) {
-  const uint32_t bits = uint32_t(stored_bits(x));
-  *to = uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
 template <class T>
 void mean_gradient_portable(const MeanGradient& g) {
   const T *kv = static_cast<const T*>(g.kv), *gate = static_cast<const T*>(g.gate);
@@ -48,19 +40,6 @@ void mean_gradient_portable(const MeanGradient& g) {
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 namespace kf {
 namespace {
-
-KF_INLINE __m512i stored_bits(__m512 x) {
-  const __m512i bits =
-      _mm512_castps_si512(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ), x));
-  return _mm512_mask_mov_epi32(bits, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC00000));
-}
-KF_INLINE void store16(float* to, __m512 x) { _mm512_storeu_si512(to, stored_bits(x)); }
-KF_INLINE void store16(uint16_t* to, __m512 x) {
-  const __m512i bits = stored_bits(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
-}
 
 // 16 n channels of slot j from c on: a row is read and written from its beginning to its end.
 template <int n, class T>

@@ -1,27 +1,12 @@
 // The weighted mean over the slots of an entry with AVX-512; included by kf_weighted_mean.h.
 #pragma once
 
+#include "kf_values_512.h"
+
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 namespace kf {
 namespace {
-
-KF_INLINE __m512 constant(int32_t bits) { return _mm512_castsi512_ps(_mm512_set1_epi32(bits)); }
-
-KF_INLINE __mmask16 is_read(__m512 x) {
-  const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF));
-  return _mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(kSmallestRead));
-}
-KF_INLINE __m512 read16(__m512 x) { return _mm512_maskz_mov_ps(is_read(x), x); }
-
-// 16 elements.
-KF_INLINE __m512 load16(const float* from) { return _mm512_loadu_ps(from); }
-KF_INLINE __m512 load16(const uint16_t* from) {
-  const __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  alignas(64) static constexpr uint16_t kPlaces[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
-                                                       0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
-  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, _mm512_load_si512(kPlaces), words));
-}
 
 // Which of them are not read as +0.
 KF_INLINE __mmask16 kept16(const float*, __m512 value) { return is_read(value); }
@@ -148,27 +133,33 @@ KF_INLINE int64_t strip_ahead(const WeightedMean& g, int c, int strips) {
 template <int kPerLane, bool kLast, class T>
 KF_INLINE StripLogits sum_strip(const WeightedMean& g, const T* kv, const T* gate, int c, const __m512 (&top)[2],
                                 float (*logits)[kMeanStrip], StripSums& sums) {
+  // float32 needs no instructions to widen it, and four chains with their constants fit the registers: less time than
+  // eight, which bfloat16 takes.
+  constexpr int kHalves = sizeof(T) == sizeof(float) ? 1 : 2;
   const int64_t kv_ahead = strip_ahead(g, c, 1), gate_ahead = strip_ahead(g, c, 2);
   StripLogits known;
   for (int lane = 0; lane < kMeanLanes; ++lane) {
-    __m512 p[2 * kPerLane], t[2 * kPerLane];
-    const T* from[2 * kPerLane];
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * kPerLane; ++i) {
-      const int j = lane + i / 2 * kMeanLanes, column = i % 2 * 16;
-      p[i] = _mm512_sub_ps(_mm512_load_ps(logits[j] + column), top[i % 2]);
-      from[i] = kv + g.token[j] + c + column;
-    }
-    weigh(from, p, t);
-#pragma GCC unroll 8
-    for (int i = 2; i < 2 * kPerLane; ++i) {
-      p[i % 2] = _mm512_add_ps(p[i % 2], p[i]);
-      t[i % 2] = _mm512_add_ps(t[i % 2], t[i]);
-    }
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      _mm512_store_ps(&sums.weight[lane][half * 16], p[half]);
-      _mm512_store_ps(&sums.value[lane][half * 16], t[half]);
+    for (int at = 0; at < kMeanStrip; at += 16 * kHalves) {
+      __m512 p[kHalves * kPerLane], t[kHalves * kPerLane];
+      const T* from[kHalves * kPerLane];
+#pragma GCC unroll 8
+      for (int i = 0; i < kHalves * kPerLane; ++i) {
+        const int j = lane + i / kHalves * kMeanLanes, column = at + i % kHalves * 16;
+        p[i] = _mm512_sub_ps(_mm512_load_ps(logits[j] + column), top[column / 16]);
+        from[i] = kv + g.token[j] + c + column;
+      }
+      weigh(from, p, t);
+#pragma GCC unroll 8
+      for (int i = kHalves; i < kHalves * kPerLane; ++i) {
+        p[i % kHalves] = _mm512_add_ps(p[i % kHalves], p[i]);
+        t[i % kHalves] = _mm512_add_ps(t[i % kHalves], t[i]);
+      }
+#pragma GCC unroll 2
+      for (int half = 0; half < kHalves; ++half) {
+        _mm512_store_ps(&sums.weight[lane][at + half * 16], p[half]);
+        _mm512_store_ps(&sums.value[lane][at + half * 16], t[half]);
+      }
     }
 #pragma GCC unroll 4
     for (int k = 0; k < kPerLane; ++k) {

@@ -117,7 +117,10 @@ def test_take_weighted_mean_golden() -> None:
     assert _calls(after) == [
         f"kf_weighted_mean: T.address_of(mean[0]), T.address_of(kv[0, {place}]), T.address_of(gate[0, {place}]), "
         f'T.address_of(position_bias[0, {place}]), T.Cast("int64", 192), T.Cast("int64", first_row_1[0]), '
-        'T.Cast("int64", rows), 4, 8, 96, 96, 0'
+        'T.Cast("int64", rows), 4, 8, 96, 96, 0',
+        'kf_finish_entry: T.address_of(entries[row[0], T.call_pure_extern("int64", "kf_index", 0)]), '
+        "T.address_of(entry[0, 0]), T.address_of(norm_weight[0]), T.address_of(cos[0, 0]), T.address_of(sin[0, 0]), "
+        'T.Cast("int64", positions), T.Cast("int64", at[0]), 4, 96, 32, 897988541, 0',
     ]
     plain = _traced("compress", "csa_state")
     assert take_weighted_mean(plain).same_as(plain)

@@ -28,6 +28,7 @@ class CpuBackend(Backend):
         {
             "attention_chunk",
             "cut_rows",
+            "finished_entry",
             "indexer_scores",
             "known_mean",
             "mean_gradient",

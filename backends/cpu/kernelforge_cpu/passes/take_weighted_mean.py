@@ -1,4 +1,4 @@
-"""The weighted mean over an entry's slots, and its gradient, as one microkernel each."""
+"""The weighted mean over an entry's slots, the entry made of it, and its gradient, as one microkernel each."""
 
 from __future__ import annotations
 
@@ -72,12 +72,29 @@ def _mean_gradient(composite: Composite) -> Any:
     return checked("kf_mean_gradient", arguments + _shape(composite, sums.shape[1], kv, first, (absent,)))
 
 
-TAKERS = {"weighted_mean": _weighted_mean, "known_mean": _known_mean, "mean_gradient": _mean_gradient}
+def _finished_entry(composite: Composite) -> Any:
+    entries, mean, weight, cos, sin = (operand.buffer for operand in composite.operands[:5])
+    row, position = composite.operands[5:]
+    zero = tirx.IntImm("int32", 0)
+    arguments = [Source(entries, (row, zero)).address(), tile_address(mean)]
+    arguments += [tile_address(buffer) for buffer in (weight, cos, sin)]
+    arguments += [tirx.Cast("int64", cos.shape[0]), tirx.Cast("int64", position)]
+    given = composite.parameters
+    numbers = (given["ratio"], mean.shape[-1], cos.shape[-1], given["eps"], given["wide"])
+    return checked("kf_finish_entry", arguments + [tirx.IntImm("int32", int(number)) for number in numbers])
+
+
+TAKERS = {
+    "weighted_mean": _weighted_mean,
+    "finished_entry": _finished_entry,
+    "known_mean": _known_mean,
+    "mean_gradient": _mean_gradient,
+}
 
 
 def take_weighted_mean(function: Any) -> Any:
-    """Take ``weighted_mean``, ``known_mean`` and ``mean_gradient`` whole: kv and gate stay where they are, logits and
-    weights in the first cache or in registers."""
+    """Take ``weighted_mean``, ``finished_entry``, ``known_mean`` and ``mean_gradient`` whole: kv and gate stay where
+    they are, logits and weights in the first cache or in registers; an entry is stored as it is turned."""
     if not any(composite.name in TAKERS for composite in composites_in(function)):
         return function
     return take_composites(function, TAKERS, keep_others=True)

@@ -5,8 +5,10 @@ sequence is ``ratio`` rows, row s for the tokens at positions congruent to s: wi
 window before, then the unfinished window.
 """
 
+import numpy as np
 import tilelang.language as T
 
+from ...numerics.tile.composite import composite
 from ...numerics.tile.row_sum import column_tile
 from ...numerics.tile.scalar import STORAGE, read, stored
 from . import tile
@@ -64,6 +66,8 @@ def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
             start = T.alloc_var("int32")
             end = T.alloc_var("int32")
             first_row = T.alloc_var("int32")
+            row = T.alloc_var("int32")
+            at = T.alloc_var("int32")
             for part in T.serial(D // tile_C):
                 for i in T.serial(block_N):
                     if bx * block_N + i < total:
@@ -124,12 +128,21 @@ def compress(ratio, overlap, D, pairs, eps, dtype, block_N, block_C, threads):
                     if (window + 1) * ratio <= end:
                         for c in T.Parallel(D):
                             entry[0, c] = pooled[i, c]
-                        tile.inverse_rms(entry, square, inverse, eps)
-                        for c in T.Parallel(D):
-                            entry[0, c] = read(read(entry[0, c] * inverse[0]) * read(norm_weight[c]))
-                        tile.turn(entry, cos, sin, window * ratio, 1.0, angles)
-                        for c in T.Parallel(D):
-                            entries[bx * block_N + i, c] = stored(entry[0, c], dtype)
+                        row = bx * block_N + i
+                        at = window * ratio
+                        with composite(
+                            "finished_entry",
+                            *(entries, entry, norm_weight, cos, sin, row.buffer, at.buffer),
+                            ratio=ratio,
+                            eps=int(np.float32(eps).view(np.int32)),
+                            wide=int(dtype == "float32"),
+                        ):
+                            tile.inverse_rms(entry, square, inverse, eps)
+                            for c in T.Parallel(D):
+                                entry[0, c] = read(read(entry[0, c] * inverse[0]) * read(norm_weight[c]))
+                            tile.turn(entry, cos, sin, at, 1.0, angles)
+                            for c in T.Parallel(D):
+                                entries[row, c] = stored(entry[0, c], dtype)
                     else:
                         for c in T.Parallel(D):
                             entries[bx * block_N + i, c] = T.cast(0, storage)

@@ -74,21 +74,10 @@ def entry_gradient(ratio, overlap, D, pairs, eps, dtype, block_C, threads):
                         dtype,
                     ):
                         tile.load_bias(position_bias, part * tile_C, ratio, D, bias)
-                        tile.load_new_slots(
-                            kv,
-                            gate,
-                            bias,
-                            first_row,
-                            (window + 1 - series) * ratio,
-                            T.max((series - 1 - window) * ratio, 0),
-                            part * tile_C,
-                            ratio,
-                            D,
-                            dtype,
-                            v,
-                            z,
-                        )
-                        tile.pool(v, z, T.max((series - 1 - window) * ratio, 0), top, share, mean)
+                        first = T.max((series - 1 - window) * ratio, 0)
+                        row = first_row + (window + 1 - series) * ratio
+                        tile.load_new_slots((kv, gate, bias), (row, first, part * tile_C), ratio, D, dtype, v, z)
+                        tile.pool(v, z, first, top, share, mean)
                     for c in T.Parallel(tile_C):
                         pooled[0, part * tile_C + c] = mean[c]
                         known[bx, TOP, part * tile_C + c] = top[c]
@@ -177,29 +166,16 @@ def token_gradient(ratio, overlap, D, chunk, dtype, block_C, threads):
                         D,
                         dtype,
                     ):
-                        tile.load_new_slots(
-                            kv,
-                            gate,
-                            bias,
-                            first_row,
-                            (window + 1 - series) * ratio,
-                            first,
-                            bx * tile_C,
-                            ratio,
-                            D,
-                            dtype,
-                            v,
-                            z,
-                        )
+                        row = first_row + (window + 1 - series) * ratio
+                        tile.load_new_slots((kv, gate, bias), (row, first, bx * tile_C), ratio, D, dtype, v, z)
                         for j, c in T.Parallel(slots, tile_C):
                             z[j, c] = read(tile.weight(z[j, c], top[c]) * share[c] * slope[c])
                             v[j, c] = T.if_then_else(j < first, T.float32(0), z[j, c] * read(v[j, c] - mean[c]))
                             acc[j, c] = acc[j, c] + v[j, c]
                         for j, c in T.Parallel(slots, tile_C):
                             if j >= first:
-                                row = first_row + (window + 1 - series) * ratio + j
-                                kv_grad[row, j // ratio * D + bx * tile_C + c] = stored(z[j, c], dtype)
-                                gate_grad[row, j // ratio * D + bx * tile_C + c] = stored(v[j, c], dtype)
+                                kv_grad[row + j, j // ratio * D + bx * tile_C + c] = stored(z[j, c], dtype)
+                                gate_grad[row + j, j // ratio * D + bx * tile_C + c] = stored(v[j, c], dtype)
             for j, c in T.Parallel(slots + 1, tile_C):
                 sums[by, j, bx * tile_C + c] = acc[j, c]
 

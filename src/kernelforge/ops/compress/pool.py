@@ -205,7 +205,7 @@ def pool_new(
                 mean[c] = read(read(mean[c]) * share[c])
     else:
         load_bias(position_bias, column, ratio, D, bias)
-        load_new_slots(kv, gate, bias, first, 0, 0, column, ratio, D, dtype, v, z)
+        load_new_slots((kv, gate, bias), (first, 0, column), ratio, D, dtype, v, z)
         pool(v, z, 0, top, share, mean)
 
 

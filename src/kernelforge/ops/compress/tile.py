@@ -21,27 +21,21 @@ def load_bias(position_bias: Any, column: Any, ratio: int, D: int, bias: Any) ->
 
 
 @T.macro
-def load_new_slots(
-    kv: Any,
-    gate: Any,
-    bias: Any,
-    first_row: Any,
-    token: Any,
-    first: Any,
-    column: Any,
-    ratio: int,
-    D: int,
-    dtype: str,
-    v: Any,
-    z: Any,
-) -> None:
-    """:func:`load_slots` where every slot from ``first`` on has a new token; v is 0 in those before."""
+def load_new_slots(tokens: Any, where: Any, ratio: int, D: int, dtype: str, v: Any, z: Any) -> None:
+    """:func:`load_slots` where every slot from a first one on has a new token; v is 0 in those before.
+
+    Args:
+        tokens: kv, gate, and the bias from :func:`load_bias`.
+        where: the row of slot 0's token in kv and gate, the first slot with a token, the first channel.
+    """
+    kv, gate, bias = tokens
+    row, first, column = where
     for j, c in T.Parallel(v.shape[0], v.shape[1]):
         # Always inside from ``first`` on; said so that the compiler need not check every element.
-        row = T.max(T.min(first_row + token + j, kv.shape[0] - 1), 0)
+        inside = T.max(T.min(row + j, kv.shape[0] - 1), 0)
         at = j // ratio * D + column + c
-        v[j, c] = T.if_then_else(j < first, T.float32(0), value(kv[row, at], dtype))
-        z[j, c] = value(gate[row, at], dtype) + bias[j, c]
+        v[j, c] = T.if_then_else(j < first, T.float32(0), value(kv[inside, at], dtype))
+        z[j, c] = value(gate[inside, at], dtype) + bias[j, c]
 
 
 @T.macro
@@ -73,7 +67,7 @@ def load_slots(
         position: absolute position of the first new token.
     """
     if token >= position:
-        load_new_slots(kv, gate, bias, first_row, token, 0, column, ratio, D, dtype, v, z)
+        load_new_slots((kv, gate, bias), (first_row + token, 0, column), ratio, D, dtype, v, z)
     else:
         for j, c in T.Parallel(v.shape[0], v.shape[1]):
             at = j // ratio * D + column + c
