@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import time
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
@@ -61,6 +63,30 @@ def test_results_tell_right_from_wrong_from_raised(outcome):
     assert [(r.case, r.equal) for r in outcome.of("here")] == [("right", True), ("wrong", False), ("raises", False)]
     assert "fell over" in outcome.of("there")[2].problems[0]
     assert outcome.device_digest("here", "fake") != outcome.expected_digest("fake")
+
+
+def test_a_reference_is_computed_once_and_while_other_ops_run(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    computed: list[str] = []
+
+    class Slow(OpSpec):
+        def conformance_cases(self, seed: int, size: str) -> Iterator[Case]:
+            def expected(case: str) -> dict[str, np.ndarray]:
+                time.sleep(0.02)
+                computed.append(case)
+                return _array(1)
+
+            for number in range(2):
+                case = f"{self.name}/{number}"
+                yield Case(case, functools.partial(expected, case), lambda device: computed.append(device) or _array(1))
+
+    ops = [Slow(name, "", (), frozenset()) for name in ("first", "second", "third")]
+    devices = ["here", "there", "elsewhere"]
+    found = run(plan(ops, devices, 0, "ci"), 0, "ci")
+    assert not found.failures
+    assert len(found.results) == 18
+    assert sorted(step for step in computed if "/" in step) == sorted(f"{op.name}/{i}" for op in ops for i in range(2))
+    assert computed.index("third/0") > computed.index("here"), "no device waits for all references"
 
 
 def test_cases_that_share_a_name_are_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -117,27 +118,29 @@ def run(planned: Plan, seed: int, size: str, observe: Callable[[CaseResult], Non
     positions: dict[str, list[int]] = {}
     for i, (op, _) in enumerate(planned.cases):
         positions.setdefault(op, []).append(i)
-    references: dict[int, tuple[Arrays, str]] = {}
+    references: dict[str, dict[int, tuple[Arrays, str]]] = {}
+    turns = {op: threading.Lock() for op in positions}
 
-    def expect(op: str) -> None:
-        for i in positions[op]:
-            expected = planned.cases[i][1].expected()
-            references[i] = expected, digest(expected)
+    def expected(op: str) -> dict[int, tuple[Arrays, str]]:
+        with turns[op]:  # the first device's; kernels of other ops compile meanwhile
+            if op not in references:
+                arrays = {i: planned.cases[i][1].expected() for i in positions[op]}
+                references[op] = {i: (found, digest(found)) for i, found in arrays.items()}
+        return references[op]
 
     def run_op(device: str, op: str) -> dict[tuple[int, str], CaseResult]:
         found = {}
-        for i in positions[op]:
+        for i, reference in expected(op).items():
             with executing(execution(seed, i)):
-                found[i, device] = _run_case(op, planned.cases[i][1], device, *references[i])
+                found[i, device] = _run_case(op, planned.cases[i][1], device, *reference)
             observe(found[i, device])
         return found
 
     threads = os.cpu_count() or 1
-    # Devices named last are virtual and compile longest: begun first, they leave no thread alone at the end.
-    turns = [(device, op) for device in reversed(planned.devices) for op in positions]
+    # Devices in turns, so that at the end not only tasks of the one that compiles longest are left.
+    tasks = [(device, op) for op in positions for device in planned.devices]
     with compiling(threads), ThreadPoolExecutor(max_workers=threads) as pool:
-        list(pool.map(expect, positions))
-        found = {at: result for done in pool.map(run_op, *zip(*turns, strict=True)) for at, result in done.items()}
+        found = {at: result for done in pool.map(run_op, *zip(*tasks, strict=True)) for at, result in done.items()}
     outcome.results = [found[i, device] for i in range(len(planned.cases)) for device in planned.devices]
     outcome.seconds = time.perf_counter() - started
     return outcome
