@@ -239,3 +239,21 @@ def picks():
             T.copy(y, Y[bx * 16, 0])
 
     return main
+
+
+def certain():
+    """A store under a condition that only z3 proves, and one that no proof decides."""
+
+    @T.prim_func
+    def main(X: T.Tensor((64, 32), "float32"), Y: T.Tensor((64, 32), "float32"), start: T.Tensor((1,), "int32")):
+        with T.Kernel(4, threads=128) as bx:
+            row = T.alloc_var("int32")
+            row = start[0] + bx
+            if row * row >= 0:
+                for i, j in T.Parallel(16, 32):
+                    Y[bx * 16 + i, j] = X[bx * 16 + i, j]
+            if row > 1:
+                for i, j in T.Parallel(16, 32):
+                    Y[bx * 16 + i, j] = 2.0
+
+    return main

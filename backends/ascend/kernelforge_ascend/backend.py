@@ -28,7 +28,6 @@ class AscendBackend(Backend):
     proving_passes = frozenset(
         {
             "tl.LegalizeNegativeIndex",
-            "tl.Simplify",  # conditions that hold, before they are scheduled
             "tl.AscendInsertOOBPadding",
             "tl.AutoSchedule",
             "tl.InsertSync",

@@ -1,8 +1,9 @@
 """TileLang's modulo scheduling problem, stated to z3 as SMT-LIB text.
 
 The same problem as in ``tilelang.ascend.transform.z3_scheduler``, constraint by constraint in the same order, and the
-same search. TileLang states it by z3's Python operators, each of which wraps, counts and checks its operands: that took
-longer than solving it. Schedules that a programmer gave stages for are left to TileLang.
+same search, which here ends where z3 does not find even the longest schedule. TileLang states the problem by z3's
+Python operators, each of which wraps, counts and checks its operands: that took longer than solving it. Schedules that
+a programmer gave stages for are left to TileLang.
 """
 
 from __future__ import annotations
@@ -63,13 +64,17 @@ def schedule(problem: Problem) -> tuple[list[int], list[int], int]:
     context = z3.Context()
     least, most = max(problem.issue), max(sum(problem.latencies), sum(problem.issue)) + 1
     best = None
-    while least < most:
-        interval = (least + most) // 2
-        starts = _starts(problem, interval, context)
-        if starts is None:
-            least = interval + 1
-        else:
-            best, most = (starts, interval), interval
+    # The longest interval is enough for one task after another. Where z3's effort does not suffice to find that, it
+    # does not for shorter ones, and each would cost as much.
+    if (starts := _starts(problem, most - 1, context)) is not None:
+        best, most = (starts, most - 1), most - 1
+        while least < most:
+            interval = (least + most) // 2
+            starts = _starts(problem, interval, context)
+            if starts is None:
+                least = interval + 1
+            else:
+                best, most = (starts, interval), interval
     if best is None:  # one task after another
         return _one_by_one(problem.latencies), [1] * len(problem.sizes), max(sum(problem.latencies), 1)
     return *_versions(problem, *best), best[1]

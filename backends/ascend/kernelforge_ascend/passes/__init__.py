@@ -9,6 +9,7 @@ from kernelforge.lowering import lower_composites, lower_rounded_dots, pin_fp32
 from .. import scheduling
 from . import cross_core_flags, hide_locals
 from .balance_threads import balance_threads
+from .decide_conditions import decide_conditions
 from .declare_fp32 import declare_fp32
 from .flatten_grid import flatten_grid
 from .gemm_to_cube import gemm_to_cube
@@ -38,12 +39,14 @@ PIPELINE: tuple[Pass, ...] = (
     pin_fp32,
     declare_fp32,
     own_views,
+    decide_conditions,
 )
 
 __all__ = [
     "PIPELINE",
     "LoweringError",
     "balance_threads",
+    "decide_conditions",
     "declare_fp32",
     "flatten_grid",
     "gemm_to_cube",
