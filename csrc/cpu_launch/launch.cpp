@@ -24,6 +24,12 @@ namespace {
 using BlockRange = int32_t (*)(void* const* tensors, const int64_t* extents, const int64_t* grid, int64_t begin,
                                int64_t end, uint8_t* workspace);
 
+// Neighbouring blocks: a thread's own part first, so that what one block asks the caches for is there for the next.
+struct alignas(64) Part {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
 struct Job {
   BlockRange run = nullptr;
   void* const* tensors = nullptr;
@@ -31,8 +37,18 @@ struct Job {
   const int64_t* grid = nullptr;
   int64_t blocks = 0;
   int64_t workspace_bytes = 0;
-  std::atomic<int64_t> next{0};
+  std::vector<Part> parts;
+  std::atomic<size_t> arrived{0};
   std::atomic<int32_t> failure{0};
+
+  void divide(size_t count) {
+    parts = std::vector<Part>(count);
+    const auto share = static_cast<int64_t>(count);
+    for (int64_t i = 0; i < share; ++i) {
+      parts[static_cast<size_t>(i)].next = blocks * i / share;
+      parts[static_cast<size_t>(i)].end = blocks * (i + 1) / share;
+    }
+  }
 };
 
 constexpr int32_t kOutOfMemory = -1;
@@ -67,9 +83,14 @@ void work(Job& job) {
       return;
     }
   }
-  for (int64_t block; (block = job.next.fetch_add(1, std::memory_order_relaxed)) < job.blocks;) {
-    const int32_t code = job.run(job.tensors, job.extents, job.grid, block, block + 1, scratch);
-    if (code != 0) job.failure = code;
+  // Whoever has done its own part helps with the others', block by block.
+  const size_t own = job.arrived.fetch_add(1, std::memory_order_relaxed), count = job.parts.size();
+  for (size_t i = 0; i < count; ++i) {
+    Part& part = job.parts[(own + i) % count];
+    for (int64_t block; (block = part.next.fetch_add(1, std::memory_order_relaxed)) < part.end;) {
+      const int32_t code = job.run(job.tensors, job.extents, job.grid, block, block + 1, scratch);
+      if (code != 0) job.failure = code;
+    }
   }
 }
 
@@ -143,7 +164,8 @@ void after_fork() {
 }
 
 void run_blocks(Job& job, int threads) {
-  const auto useful = static_cast<unsigned>(std::min<int64_t>(threads, job.blocks));
+  const auto useful = static_cast<unsigned>(std::max<int64_t>(std::min<int64_t>(threads, job.blocks), 1));
+  job.divide(useful);
   if (useful <= 1) return work(job);
   if (openmp == nullptr && !forked) openmp = find_openmp();
   if (openmp == nullptr || forked) return pool->run(job, static_cast<int>(useful));
