@@ -35,10 +35,11 @@ def _ci(seed: int) -> Iterator[Problem]:
 
 
 def gradient_problems(seed: int, size: str) -> Iterator[Problem]:
-    """Problems whose gradients are compared: in ``ci`` those of one set of kernels."""
+    """Problems whose gradients are compared: in ``ci`` those of one set of kernels, small batches."""
     for data in DATA:
-        yield csa(seed, data, S=5)
-        yield hca(seed, data, page=0)
+        whole = data == "normal" or size == "full"
+        yield csa(seed, data, S=5, B=2 if whole else 1)
+        yield hca(seed, data, page=0, B=3 if whole else 2)
     yield csa(seed, S=0)
     yield csa(seed, N=0)
     yield csa(seed, S=17, first=0, T=17)
