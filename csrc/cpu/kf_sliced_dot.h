@@ -47,8 +47,8 @@ inline int32_t sliced_exponent(int32_t amax, int slices) {
   return ((amax + (slices == 2 ? 0x10000 : 0x10101)) >> 23) - 126;
 }
 
-inline int32_t stored_bits(uint16_t x) { return int32_t(uint32_t(x) << 16); }
-inline int32_t stored_bits(float x) { return kf_i(x); }
+inline int32_t value_bits(uint16_t x) { return int32_t(uint32_t(x) << 16); }
+inline int32_t value_bits(float x) { return kf_i(x); }
 
 // total * 2^places, +0 below 2^-100, infinite beyond float32.
 inline float sliced_scale(float total, int32_t places) {
@@ -62,10 +62,10 @@ template <class Rows>
 inline int32_t cut_row(const typename Rows::Stored* x, int k, int8_t* slices, int64_t distance) {
   constexpr int kSlices = Rows::kSlices;
   int32_t amax = 0;
-  for (int i = 0; i < k; ++i) amax = std::max(amax, stored_bits(x[i]) & kMagnitude);
+  for (int i = 0; i < k; ++i) amax = std::max(amax, value_bits(x[i]) & kMagnitude);
   const int32_t exponent = sliced_exponent(amax, kSlices);
   for (int i = 0; i < k; ++i) {
-    const int32_t bits = stored_bits(x[i]);
+    const int32_t bits = value_bits(x[i]);
     int32_t q = 0;
     if ((bits & kMagnitude) >= kSmallestRead && exponent != kUnusable) {
       // x * 2^(8 s - 1 - e), rounded to nearest even by integers.
