@@ -38,7 +38,7 @@ KF_INLINE float rsqrt_value(float x) {
 }
 
 KF_INLINE float inverse_rms(float total, const Entry& g) {
-  return rsqrt_value(kf_f(stored_bits(total)) * (1.0f / float(g.channels)) + g.eps);
+  return rsqrt_value(kf_f(canonical_bits(total)) * (1.0f / float(g.channels)) + g.eps);
 }
 
 template <class T>
