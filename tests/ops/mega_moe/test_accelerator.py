@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import threading
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from gloo_ranks import Ranks
 from moe_data import HIDDEN, INTER, LIMIT, choices, layer
 from moe_ranks import run_layer_in_batches
@@ -15,7 +17,9 @@ from thread_ranks import ThreadTransport, all_of, on_threads
 
 from kernelforge.formats import bf16
 from kernelforge.ops.mega_moe import reference
+from kernelforge.ops.mega_moe.parallel import attempts
 from kernelforge.ops.mega_moe.parallel.engine import Engine
+from kernelforge.ops.mega_moe.parallel.errors import PeerLost
 from kernelforge.ops.mega_moe.parallel.program import execute
 from kernelforge.ops.mega_moe.parallel.streams import Streams
 from kernelforge.ops.mega_moe.parallel.waves import WavePlan
@@ -39,6 +43,26 @@ def test_batched_messages_carry_the_same_bits(size):
     for rank, outputs in outcomes:
         for case, output in zip(cases, outputs, strict=True):
             assert np.array_equal(output, expected[shares[rank]]), f"rank {rank}, {case}"
+
+
+@pytest.mark.parametrize("transport", ["accelerator", "gloo"])
+def test_an_attempt_that_makes_no_group_is_given_up(transport, monkeypatch):
+    module = importlib.import_module(f"kernelforge.ops.mega_moe.parallel.{transport}")
+    store = dist.HashStore()
+    attempt = attempts.Attempt(0, 7, dist.PrefixStore("attempt 7", store), store)
+
+    def fails(*given):
+        raise RuntimeError("no group")
+
+    monkeypatch.setattr(module, "join", lambda group, timeout: attempt)
+    monkeypatch.setattr(module, "_connect", fails)
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    make = module.AcceleratorTransport if transport == "accelerator" else module.GlooTransport
+    where = [torch.device("cpu")] if transport == "accelerator" else []
+    with pytest.raises(PeerLost):
+        make(None, *where, 1.0)
+    assert store.check([attempts._given_up(7)])
 
 
 class Book:

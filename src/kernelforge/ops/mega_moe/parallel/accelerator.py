@@ -38,7 +38,8 @@ class AcceleratorTransport:
         self._aborted = False
         try:
             self._attempt = join(group, timeout)
-            self._group = _connect(group, self._attempt, timeout)
+            with self._attempt.given_up_on_failure():
+                self._group = _connect(group, self._attempt, timeout)
         except (RuntimeError, TimeoutError) as error:
             raise never_came(self.size, timeout, error) from error
         self._backend = self._group._get_backend(device)

@@ -6,7 +6,9 @@ it has not given up.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -36,6 +38,15 @@ class Attempt:
         """Let no rank join this attempt any more."""
         if self.rank == 0:
             self._all.set(_given_up(self.number), "1")
+
+    @contextlib.contextmanager
+    def given_up_on_failure(self) -> Iterator[None]:
+        """Give the attempt up where an error ends what is done with it."""
+        try:
+            yield
+        except BaseException:
+            self.give_up()
+            raise
 
 
 def join(group: dist.ProcessGroup, timeout: float) -> Attempt:

@@ -46,11 +46,8 @@ class GlooTransport:
         self._aborted = False
         try:
             self._attempt = join(group, timeout)
-            try:
+            with self._attempt.given_up_on_failure():
                 self._up, self._down = _connect(self._attempt, self.size, timeout)
-            except RuntimeError:
-                self._attempt.give_up()
-                raise
         except (RuntimeError, TimeoutError) as error:
             raise never_came(self.size, timeout, error) from error
 
