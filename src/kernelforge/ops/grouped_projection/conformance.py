@@ -109,6 +109,6 @@ def kernels(device: str) -> Mapping[str, KernelSpec]:
     }
     found = {}
     for name, (kernel, extents) in given.items():
-        tiles = schedule("sliced_gemm", device, kernel=kernel, **extents, **types)
+        tiles = schedule("sliced_gemm", device, kernel=kernel, tokens=1, **extents, **types)
         found[name] = KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **extents, **types, **tiles)
     return found

@@ -18,10 +18,14 @@ KERNELS = "kernelforge.ops.sliced_gemm.kernel"
 DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
+MOST_TOKENS = 256
+"""A schedule does not tell more rows from as many."""
+
+
 @functools.lru_cache(maxsize=4096)
-def _compiled(kernel: str, device: torch.device, backend: str | None, **problem: Any) -> Executable:
+def _compiled(kernel: str, device: torch.device, backend: str | None, tokens: int = 0, **problem: Any) -> Executable:
     where = choose_device(backend, device)
-    tiles = schedule("sliced_gemm", where, kernel=kernel, **problem)
+    tiles = schedule("sliced_gemm", where, kernel=kernel, tokens=tokens, **problem)
     return executable(KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **problem, **tiles), where)
 
 
@@ -58,7 +62,8 @@ def product(
     out = a.new_zeros((a.shape[0], groups * N), dtype=dtype)
     if out.numel() and K:
         extents = {"groups": groups, "N": N, "K": K, "turned": turned, "whole": whole}
-        _compiled("sliced_gemm", a.device, backend, **extents, **_types(a, b, dtype))(a, b, out)
+        tokens = min(1 << (a.shape[0] - 1).bit_length(), MOST_TOKENS)
+        _compiled("sliced_gemm", a.device, backend, tokens, **extents, **_types(a, b, dtype))(a, b, out)
     return out
 
 
