@@ -129,6 +129,20 @@ def condition_on_a_variable(columns=64):
     return main
 
 
+def guarded_rows_and_columns(columns=70, rows=4, width=64):
+    """A tile of rows that may not exist and columns that may not."""
+    M = T.dynamic("M")
+
+    @T.prim_func
+    def main(X: T.Tensor((M, columns), "float32"), Y: T.Tensor((M, columns), "float32")):
+        with T.Kernel(T.ceildiv(columns, width), T.ceildiv(M, rows), threads=32) as (bx, by):
+            for i, c in T.Parallel(rows, width):
+                if by * rows + i < M and bx * width + c < columns:
+                    Y[by * rows + i, bx * width + c] = X[by * rows + i, bx * width + c] * T.float32(2)
+
+    return main
+
+
 def whole_tile(start_elsewhere=False, rows=32, columns=16, N=13, K=64):
     """A product smaller than its tile, and the whole tile stored; on request the sums start at ``out``."""
     M = T.dynamic("M")

@@ -128,6 +128,17 @@ def test_hoist_conditions_golden() -> None:
     ]
 
 
+def test_of_two_conditions_the_one_on_the_row_leaves_the_loop_over_columns() -> None:
+    lines = _lines(hoist_conditions(cpu_kernels.guarded_rows_and_columns()))
+    start = lines.index("for i in T.parallel(4):")
+    assert lines[start : start + 4] == [
+        "for i in T.parallel(4):",
+        "if by * 4 + i < M:",
+        "for c in T.parallel(64):",
+        "if bx * 64 + c < 70:",
+    ]
+
+
 def test_a_condition_on_a_variable_leaves_a_loop_that_does_not_write_it() -> None:
     lines = _lines(hoist_conditions(cpu_kernels.condition_on_a_variable()))
     start = lines.index("if left[0] > 0:")
@@ -217,7 +228,10 @@ def test_what_is_not_summed_is_cleared_where_its_extent_is_known() -> None:
     before = fuse_block_accumulate(moe_linear1(32, 64, 2, 10.0, 8, 32, 64, 1, 1))
     lines = [line for line in _lines(clear_in_place(before)) if "limit[0]" in line]
     assert lines[0].startswith("limit[0] = ")
-    assert [line for line in lines if "T.grid" in line]
+    used = "T.max(T.min(T.min(8, M - row[0]), limit[0]), 0)"
+    assert f"for i, j in T.grid(T.min(limit[0], 8) - {used}, 32):" in lines, (
+        "rows that nobody asked for stay as they are"
+    )
 
 
 def test_a_sum_that_does_not_start_at_zero_is_not_cleared() -> None:

@@ -76,10 +76,17 @@ def _zeros(tile: Any, rows: tuple[Any, Any], columns: tuple[Any, Any]) -> Any:
 
 
 def _rest(tile: Any, call: Any) -> list[Any]:
-    """Zeros where the microkernel writes nothing: the rows and columns beyond what it is given."""
+    """Zeros where the microkernel writes nothing: the rows and columns beyond what it is given. Rows beyond those that
+    the kernel asked for may be anything."""
     rows, columns = (int(extent) for extent in tile.shape)
     used, valid = tirx.max(call.args[-4], 0), tirx.max(call.args[-3], 0)
-    return [_zeros(tile, (used, rows), (0, columns)), _zeros(tile, (0, used), (valid, columns))]
+    asked = call.args[-4].b if _is_limited(call.args[-4]) else rows
+    return [_zeros(tile, (used, tirx.min(asked, rows)), (0, columns)), _zeros(tile, (0, used), (valid, columns))]
+
+
+def _is_limited(used: Any) -> bool:
+    """Whether the kernel said how many rows it uses: a variable, behind the rows that there are."""
+    return isinstance(used, tirx.Min) and isinstance(used.b, tirx.BufferLoad)
 
 
 @mutator

@@ -30,14 +30,26 @@ def _invariant(condition: Any, loop_var: Any, body: Any) -> bool:
     return not found
 
 
+def _conjuncts(condition: Any) -> list[Any]:
+    if isinstance(condition, tirx.And):
+        return _conjuncts(condition.a) + _conjuncts(condition.b)
+    return [condition]
+
+
+def _guarded(conditions: list[Any], body: Any) -> Any:
+    return tirx.IfThenElse(tirx.all(*conditions), body, None) if conditions else body
+
+
 @mutator
 class _Hoist(PyStmtExprMutator):
     def visit_for_(self, op: Any) -> Any:
         body = self.visit_stmt(op.body)
-        guarded = isinstance(body, tirx.IfThenElse) and body.else_case is None
-        if guarded and op.thread_binding is None and _invariant(body.condition, op.loop_var, body.then_case):
-            return tirx.IfThenElse(body.condition, self._loop(op, body.then_case), None)
-        return self._loop(op, body)
+        if not isinstance(body, tirx.IfThenElse) or body.else_case is not None or op.thread_binding is not None:
+            return self._loop(op, body)
+        parts = _conjuncts(body.condition)
+        outside = [part for part in parts if _invariant(part, op.loop_var, body.then_case)]
+        inside = [part for part in parts if not any(part.same_as(other) for other in outside)]
+        return _guarded(outside, self._loop(op, _guarded(inside, body.then_case) if outside else body))
 
     @staticmethod
     def _loop(op: Any, body: Any) -> Any:
@@ -45,7 +57,7 @@ class _Hoist(PyStmtExprMutator):
 
 
 def hoist_conditions(function: Any) -> Any:
-    """Turn ``for c: if p: S`` into ``if p: for c: S`` where p does not depend on c.
+    """Turn ``for c: if p and q: S`` into ``if p: for c: if q: S`` where p does not depend on c.
 
     The guard of a token, inside a loop over its channels, would be a mask on every access; and a long body under a
     condition is not made into vectors.

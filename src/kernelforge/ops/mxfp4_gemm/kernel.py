@@ -4,7 +4,7 @@ import tilelang.language as T
 
 from ...numerics.tile.groups import group_of_tile
 from ...numerics.tile.mx_block import BLOCK, mx_block_accumulate
-from ...numerics.tile.rounding import round_output
+from ...numerics.tile.rounding import round_output, store_rounded
 
 _A_STORAGE = {"e2m1": "uint8", "e4m3_e8m0": "uint8", "e4m3_f32": "uint8", "bf16": "uint16"}
 _OUT_STORAGE = {"bfloat16": "uint16", "float16": "uint16", "float32": "float32"}
@@ -36,7 +36,6 @@ def mxfp4_gemm(N, K, experts, a_format, out_dtype, block_M, block_N, block_K, th
         w = T.alloc_shared((block_N, block_K // 2), "uint8")
         w_scale = T.alloc_shared((block_N, block_K // BLOCK), "uint8")
         acc = T.alloc_fragment((block_M, block_N), "float32")
-        result = T.alloc_fragment((block_M, block_N), _OUT_STORAGE[out_dtype])
         T.clear(acc)
         for k in T.Pipelined(T.ceildiv(K, block_K), num_stages=num_stages):
             T.copy(A[row, k * tile_K], a)
@@ -45,13 +44,12 @@ def mxfp4_gemm(N, K, experts, a_format, out_dtype, block_M, block_N, block_K, th
             T.copy(W[expert * N + column, k * (block_K // 2)], w)
             T.copy(W_scale[expert * N + column, k * (block_K // BLOCK)], w_scale)
             mx_block_accumulate(acc, a, a_scale, w, w_scale, a_format, K // BLOCK - k * (block_K // BLOCK), used)
-        round_output(acc, result, out_dtype)
         if experts == 0:
+            result = T.alloc_fragment((block_M, block_N), _OUT_STORAGE[out_dtype])
+            round_output(acc, result, out_dtype)
             T.copy(result, out[row, column])
         else:
-            for i, j in T.Parallel(block_M, block_N):
-                if i < rows and column + j < N:
-                    out[row + i, column + j] = result[i, j]
+            store_rounded(acc, out, row, column, rows, out_dtype)
 
     @T.prim_func
     def main(
