@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kf_mx_engines.h"
+#include "kf_read.h"
 
 namespace kf {
 namespace {
@@ -70,8 +71,6 @@ KF_INLINE void weigh(float* dots, int heads, const float* weights) {
   }
 }
 
-inline float canonical(float x) { return x != x ? kf_f(kNanBits) : x == 0.0f ? 0.0f : x; }
-
 // Columns that one head sum takes.
 constexpr int kSumWidth = 32;
 
@@ -102,7 +101,7 @@ inline int score_panel(Isa isa, const IndexerTile& tile, int query, int first, i
   weigh<kSumWidth>(dots, tile.heads, tile.weights + query * tile.ld_weights);
   sum_heads<kSumWidth>(dots, tile.heads, sums);
   float* out = tile.scores + query * tile.ld_scores + first;
-  for (int c = 0; c < count; ++c) out[c] = canonical(sums[c]);
+  for (int c = 0; c < count; ++c) store_value(out + c, sums[c]);
   return kOk;
 }
 

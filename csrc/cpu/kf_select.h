@@ -4,7 +4,9 @@
 #include <algorithm>
 
 #include "kf_isa.h"
+#include "kf_read.h"
 #include "kf_scalar.h"
+#include "kf_values_512.h"
 
 namespace kf {
 namespace {
@@ -21,8 +23,7 @@ constexpr int kDigits = 256;
 
 // What orders a score after rounding to bfloat16: larger is better; the one NaN is the largest.
 KF_INLINE int32_t score_key(float score) {
-  const uint32_t bits = uint32_t(kf_i(score));
-  const uint32_t code = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+  const uint32_t code = bf16_code(uint32_t(kf_i(score)));
   return int32_t(code & 0x8000 ? 0xFFFF - code : code + 0x8000);
 }
 
@@ -102,9 +103,7 @@ inline int append_avx512(const Kept& kept, const float* scores, int seen, int32_
   for (int t = 0; t < seen; t += 16) {
     const __mmask16 inside = seen - t >= 16 ? __mmask16(-1) : __mmask16((1u << (seen - t)) - 1);
     const __m512i bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(inside, scores + t));
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-    const __m512i code = _mm512_srli_epi32(rounded, 16);
+    const __m512i code = bf16_codes(bits);
     const __mmask16 negative = _mm512_test_epi32_mask(code, sign);
     const __m512i flip = _mm512_mask_mov_epi32(sign, negative, _mm512_set1_epi32(0xFFFF));
     const __m512i key = _mm512_xor_si512(code, flip);

@@ -31,11 +31,12 @@ KF_INLINE __m512i canonical_bits(__m512 x) {
   return _mm512_mask_mov_epi32(bits, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC00000));
 }
 KF_INLINE void store16(float* to, __m512 x) { _mm512_storeu_si512(to, canonical_bits(x)); }
-KF_INLINE void store16(uint16_t* to, __m512 x) {
-  const __m512i bits = canonical_bits(x);
+KF_INLINE __m512i bf16_codes(__m512i bits) {
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  return _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+}
+KF_INLINE void store16(uint16_t* to, __m512 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(bf16_codes(canonical_bits(x))));
 }
 
 }  // namespace

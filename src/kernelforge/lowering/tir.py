@@ -17,6 +17,7 @@ __all__ = [
     "PyStmtExprMutator",
     "buffer_location",
     "called",
+    "conjuncts",
     "functions",
     "gemm",
     "mutator",
@@ -90,6 +91,15 @@ def target_of(description: Any) -> Any:
 def pass_context(config: Any, instruments: Sequence[Any] = ()) -> Any:
     """The context under which TileLang lowers; ``instruments`` watch its passes."""
     return tvm.transform.PassContext(opt_level=3, config=dict(config), instruments=list(instruments))
+
+
+def conjuncts(condition: Any) -> list[Any]:
+    """The conditions that a condition joins with "and"."""
+    if isinstance(condition, tirx.And):
+        return conjuncts(condition.a) + conjuncts(condition.b)
+    if called(condition) == "tirx.bitwise_and" and str(condition.dtype) == "bool":
+        return conjuncts(condition.args[0]) + conjuncts(condition.args[1])
+    return [condition]
 
 
 def functions(module: Any) -> list[Any]:

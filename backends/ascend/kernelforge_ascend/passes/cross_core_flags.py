@@ -23,7 +23,7 @@ import tilelang.ascend.transform as stages
 from tilelang import tvm
 from tvm import tirx
 
-from .rewriter import LoweringError, Rewriter, op_name, walk
+from .rewriter import LoweringError, Rewriter, on_functions, op_name, walk
 
 FLAGS = 16
 """Per vector core; the cube core adds 16 for the second one."""
@@ -293,14 +293,6 @@ def install() -> None:
 
     def after_scheduling() -> Any:
         step = before()
-
-        def run(module: Any) -> Any:
-            module = step(module)
-            functions = {
-                name: allocate(f) if isinstance(f, tirx.PrimFunc) else f for name, f in module.functions_items()
-            }
-            return tvm.IRModule(functions, attrs=module.attrs)
-
-        return run
+        return lambda module: on_functions(allocate, step(module))
 
     stages.RewriteFlagToBuf = after_scheduling

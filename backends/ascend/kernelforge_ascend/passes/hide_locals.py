@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import tilelang.ascend.transform as stages
-from tilelang import tvm
 from tvm import tirx
 
-from .rewriter import op, op_name, span_of, walk
+from .rewriter import on_functions, op, op_name, span_of, walk
 from .vector_regions import VECTOR_FUNCTION
 
 FIRST, LAST = "AutoSchedule", "InsertSync"
@@ -102,13 +101,8 @@ def reveal_locals(function: Any) -> Any:
     return function.with_body(body).without_attr(HIDDEN)
 
 
-def _on_functions(change: Any, module: Any) -> Any:
-    functions = {name: change(f) if isinstance(f, tirx.PrimFunc) else f for name, f in module.functions_items()}
-    return tvm.IRModule(functions, attrs=module.attrs)
-
-
 def install() -> None:
     """Make TileLang's Ascend pipeline hide locals before it compares tasks and reveal them afterwards."""
     first, last = getattr(stages, FIRST), getattr(stages, LAST)
-    setattr(stages, FIRST, lambda: lambda module: first()(_on_functions(hide_locals, module)))
-    setattr(stages, LAST, lambda: lambda module: _on_functions(reveal_locals, last()(module)))
+    setattr(stages, FIRST, lambda: lambda module: first()(on_functions(hide_locals, module)))
+    setattr(stages, LAST, lambda: lambda module: on_functions(reveal_locals, last()(module)))

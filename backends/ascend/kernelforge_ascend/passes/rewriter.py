@@ -39,6 +39,12 @@ def op_name(node: Any) -> str:
     return node.op.name if isinstance(node, tirx.Call) and hasattr(node.op, "name") else ""
 
 
+def on_functions(change: Callable[[Any], Any], module: Any) -> Any:
+    """A module with each of its functions changed."""
+    functions = {name: change(f) if isinstance(f, tirx.PrimFunc) else f for name, f in module.functions_items()}
+    return tvm.IRModule(functions, attrs=module.attrs)
+
+
 def int32(value: int) -> Any:
     return tirx.IntImm("int32", int(value))
 

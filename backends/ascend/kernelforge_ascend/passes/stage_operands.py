@@ -10,6 +10,8 @@ from tilelang import tvm
 from tvm import tirx
 from tvm.ir import Range
 
+from kernelforge.lowering.tir import conjuncts
+
 from .boxes import Box, Loop, bound_of, box_of
 from .persistent_grid import TILES_BYTES, tile_bytes
 from .rewriter import (
@@ -138,7 +140,7 @@ class _Nest(RootRewriter):
     @contextmanager
     def _under(self, *conditions: Any, opaque: bool = False) -> Iterator[None]:
         """Conditions that hold inside; an opaque one is not known."""
-        parts = [None] if opaque else [part for c in conditions for part in _conjuncts(c)]
+        parts = [None] if opaque else [part for c in conditions for part in conjuncts(c)]
         self.guards.extend(parts)
         yield
         del self.guards[len(self.guards) - len(parts) :]
@@ -327,14 +329,6 @@ class _Scalars(RootRewriter):
 
     def visit_buffer_load_(self, node: Any) -> Any:
         return self.values.get(node.buffer, node)
-
-
-def _conjuncts(condition: Any) -> list[Any]:
-    if isinstance(condition, tirx.And):
-        return _conjuncts(condition.a) + _conjuncts(condition.b)
-    if op_name(condition) == "tirx.bitwise_and" and str(condition.dtype) == "bool":
-        return _conjuncts(condition.args[0]) + _conjuncts(condition.args[1])
-    return [condition]
 
 
 def _least(first: Any, others: list[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernelforge.lowering.tir import PyStmtExprMutator, mutator, post_order, tirx
+from kernelforge.lowering.tir import PyStmtExprMutator, conjuncts, mutator, post_order, tirx
 
 
 def _invariant(condition: Any, loop_var: Any, body: Any) -> bool:
@@ -30,12 +30,6 @@ def _invariant(condition: Any, loop_var: Any, body: Any) -> bool:
     return not found
 
 
-def _conjuncts(condition: Any) -> list[Any]:
-    if isinstance(condition, tirx.And):
-        return _conjuncts(condition.a) + _conjuncts(condition.b)
-    return [condition]
-
-
 def _guarded(conditions: list[Any], body: Any) -> Any:
     return tirx.IfThenElse(tirx.all(*conditions), body, None) if conditions else body
 
@@ -46,7 +40,7 @@ class _Hoist(PyStmtExprMutator):
         body = self.visit_stmt(op.body)
         if not isinstance(body, tirx.IfThenElse) or body.else_case is not None or op.thread_binding is not None:
             return self._loop(op, body)
-        parts = _conjuncts(body.condition)
+        parts = conjuncts(body.condition)
         outside = [part for part in parts if _invariant(part, op.loop_var, body.then_case)]
         inside = [part for part in parts if not any(part.same_as(other) for other in outside)]
         return _guarded(outside, self._loop(op, _guarded(inside, body.then_case) if outside else body))
