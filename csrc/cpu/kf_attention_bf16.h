@@ -19,7 +19,8 @@ KF_INLINE void dot_pairs(__m512& acc, __m512i a, __m512i b) {
 KF_INLINE __m256i bf16_words(__m512 x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
 
 struct Bf16RowSums {
-  __m512 first = _mm512_setzero_ps(), second = _mm512_setzero_ps();
+  __m512 first, second;
+  KF_INLINE Bf16RowSums() : first(_mm512_setzero_ps()), second(_mm512_setzero_ps()) {}
   KF_INLINE void add(const uint16_t* a, __m512i b0, __m512i b1) {
     const __m512i pair = four_bytes(reinterpret_cast<const int8_t*>(a));
     dot_pairs(first, pair, b0);

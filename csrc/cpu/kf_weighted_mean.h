@@ -39,20 +39,25 @@ struct StripSums {
   alignas(64) float weight[kMeanLanes][kMeanStrip], value[kMeanLanes][kMeanStrip];
 };
 
-// R(slots) from the lanes, by halves, in place; `fold(to, from)` adds one lane to another.
-template <class Fold>
-KF_INLINE void fold_lanes(int lanes, Fold fold) {
-  if (lanes == 4) {
-    fold(0, 1);
-    fold(2, 3);
-    fold(0, 2);
-    return;
+// The additions of R(slots) over lanes, by halves: lane `from` is added to lane `to`.
+struct LaneFolds {
+  int8_t to[kMeanLanes], from[kMeanLanes];
+  int count = 0;
+
+  explicit LaneFolds(int lanes) {
+    const auto fold = [this](int a, int b) { to[count] = int8_t(a), from[count++] = int8_t(b); };
+    if (lanes == 4) {
+      fold(0, 1);
+      fold(2, 3);
+      fold(0, 2);
+      return;
+    }
+    for (int width = kMeanLanes / 2; width > 0; width /= 2) {
+      for (int lane = 0; lane < width && lane + width < lanes; ++lane) fold(lane, lane + width);
+      lanes = std::min(lanes, width);
+    }
   }
-  for (int width = kMeanLanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width && lane + width < lanes; ++lane) fold(lane, lane + width);
-    lanes = std::min(lanes, width);
-  }
-}
+};
 
 // 2^x for -50 <= x <= 0, else +0; NaN for NaN.
 KF_INLINE float weight_of(float x) {
@@ -70,6 +75,7 @@ KF_INLINE float share_of(float total) {
 template <class T>
 void weighted_mean_portable(const WeightedMean& g) {
   const T *kv = static_cast<const T*>(g.kv), *gate = static_cast<const T*>(g.gate);
+  const LaneFolds folds(std::min(g.slots, kMeanLanes));
   for (int c = 0; c < g.channels; c += kMeanStrip) {
     float logits[kMeanSlots][kMeanStrip], top[kMeanStrip];
     StripSums sums;
@@ -93,10 +99,11 @@ void weighted_mean_portable(const WeightedMean& g) {
         values[i] = j < kMeanLanes ? t : values[i] + t;
       }
     }
-    fold_lanes(std::min(g.slots, kMeanLanes), [&](int to, int from) KF_INLINE_LAMBDA {
+    for (int f = 0; f < folds.count; ++f) {
+      const int to = folds.to[f], from = folds.from[f];
       for (int i = 0; i < kMeanStrip; ++i) sums.weight[to][i] += sums.weight[from][i];
       for (int i = 0; i < kMeanStrip; ++i) sums.value[to][i] += sums.value[from][i];
-    });
+    }
     for (int i = 0; i < kMeanStrip; ++i) {
       const float share = share_of(sums.weight[0][i]);
       g.mean[c + i] = read_value(read_value(sums.value[0][i]) * share);

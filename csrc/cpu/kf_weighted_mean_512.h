@@ -79,8 +79,10 @@ KF_INLINE bool tells_apart(__m512i least) {
 
 // What is known of a strip's logits.
 struct StripLogits {
-  __m512 top[2] = {constant(int32_t(0xFF800000)), constant(int32_t(0xFF800000))};
-  __m512i least = _mm512_set1_epi32(-1);
+  __m512 top[2];
+  __m512i least;
+  KF_INLINE StripLogits()
+      : top{constant(int32_t(0xFF800000)), constant(int32_t(0xFF800000))}, least(_mm512_set1_epi32(-1)) {}
 };
 
 template <bool kRead, class T>
@@ -238,6 +240,7 @@ void means_of_eight(const WeightedMean& g) {
 template <class T>
 void mean_of_few(const WeightedMean& g) {
   const T *kv = static_cast<const T*>(g.kv), *gate = static_cast<const T*>(g.gate);
+  const LaneFolds folds(g.slots);
   for (int c = 0; c < g.channels; c += 16) {
     __m512 p[kMeanLanes], t[kMeanLanes], top = constant(int32_t(0xFF800000));
     __m512i least;
@@ -250,10 +253,11 @@ void mean_of_few(const WeightedMean& g) {
       weigh({kv + g.token[j] + c}, one_p, one_t);
       p[j] = one_p[0], t[j] = one_t[0];
     }
-    fold_lanes(g.slots, [&](int to, int from) KF_INLINE_LAMBDA {
+    for (int f = 0; f < folds.count; ++f) {
+      const int to = folds.to[f], from = folds.from[f];
       p[to] = _mm512_add_ps(p[to], p[from]);
       t[to] = _mm512_add_ps(t[to], t[from]);
-    });
+    }
     finish16(g, c, top, p[0], t[0]);
   }
 }
