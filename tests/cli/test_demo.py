@@ -25,6 +25,8 @@ def _outcome(**changes) -> Outcome:
         float_bytes=64_000_000,
         packed_bytes=8_000_000,
         layer_bytes=1_000_000,
+        torch_dtype="bf16",
+        kept_bytes=32_000_000,
         chosen=Chosen(("cpu", "acme:virtual"), absent=(("acme", "no such card"),)),
         devices=[
             DeviceResult(device, "virtual" in device, mode, (32, 1536, 384), f"{mode}digest", True)

@@ -2,6 +2,16 @@
 
 from .measure import Timing, interleaved, peak_memory
 from .report import Report, Row
-from .roofline import Roofline, measure_roofline
+from .roofline import Roofline, measure_roofline, product_dtype, short_name
 
-__all__ = ["Report", "Roofline", "Row", "Timing", "interleaved", "measure_roofline", "peak_memory"]
+__all__ = [
+    "Report",
+    "Roofline",
+    "Row",
+    "Timing",
+    "interleaved",
+    "measure_roofline",
+    "peak_memory",
+    "product_dtype",
+    "short_name",
+]

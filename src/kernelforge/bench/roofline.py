@@ -14,39 +14,63 @@ SIDE = 2048
 """Of the square matrices whose product gives the peak."""
 
 
+def product_dtype(device: str = "cpu") -> torch.dtype:
+    """The type to multiply in with torch: bfloat16, or float32 on a CPU that oneDNN has no bfloat16 product for.
+
+    There torch's product is a plain loop, many times slower than the one of float32, and a careful user keeps float32:
+    so kernels are compared with that.
+    """
+    plain_loop = device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if plain_loop else torch.bfloat16
+
+
+def short_name(dtype: torch.dtype) -> str:
+    """bf16 or fp32."""
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+
+
 @dataclass(frozen=True)
 class Roofline:
     """Bytes per second of a copy (read and written), and multiply-adds per second, counted twice, of torch's products.
 
-    ``int8`` is 0 where torch has no int8 product.
+    ``product`` is in ``dtype``, see :func:`product_dtype`; ``int8`` is 0 where torch has none but a loop.
     """
 
     copy: float
-    bf16: float
+    product: float
     int8: float
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """Of ``dtype``."""
+        return short_name(self.dtype)
 
     def least_seconds(self, nbytes: float, operations: float, integer: bool) -> float:
         """The time no call can beat: memory or arithmetic, whichever takes longer."""
-        peak = max(self.bf16, self.int8) if integer else self.bf16
+        peak = max(self.product, self.int8) if integer else self.product
         return max(nbytes / self.copy, operations / peak)
 
 
 def measure_roofline(device: str = "cpu") -> Roofline:
-    """Measure copy bandwidth and the peak of bf16 and int8 products."""
+    """Measure copy bandwidth and the peak of products, and of int8 ones."""
+    dtype = product_dtype(device)
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    a = torch.randn(SIDE, SIDE, device=device).to(torch.bfloat16)
-    calls = {"copy": lambda: target.copy_(source), "bf16": lambda: a @ a}
-    codes = torch.randint(-8, 8, (SIDE, SIDE), dtype=torch.int8, device=device)
-    try:
-        torch._int_mm(codes, codes)
-        calls["int8"] = lambda: torch._int_mm(codes, codes)
-    except (RuntimeError, AttributeError):
-        pass
+    a = torch.randn(SIDE, SIDE, device=device).to(dtype)
+    calls = {"copy": lambda: target.copy_(source), "product": lambda: a @ a}
+    if dtype != torch.float32:  # a loop too
+        codes = torch.randint(-8, 8, (SIDE, SIDE), dtype=torch.int8, device=device)
+        try:
+            torch._int_mm(codes, codes)
+            calls["int8"] = lambda: torch._int_mm(codes, codes)
+        except (RuntimeError, AttributeError):
+            pass
     taken = interleaved(calls, rounds=5, seconds=0.1)
     operations = 2.0 * SIDE**3
     return Roofline(
         copy=2 * COPY_BYTES / taken["copy"].best,
-        bf16=operations / taken["bf16"].best,
+        product=operations / taken["product"].best,
         int8=operations / taken["int8"].best if "int8" in taken else 0.0,
+        dtype=dtype,
     )

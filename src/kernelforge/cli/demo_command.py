@@ -85,7 +85,11 @@ def _show(out: Console, outcome: Outcome) -> None:
     _show_verdict(out, outcome)
 
 
-DEQUANTIZE, KEPT = "dequantize + matmul", "bf16 weights kept"
+DEQUANTIZE = "dequantize + matmul"
+
+
+def _kept(outcome: Outcome) -> str:
+    return f"{outcome.torch_dtype} weights kept"
 
 
 def _show_times(out: Console, outcome: Outcome) -> None:
@@ -93,18 +97,19 @@ def _show_times(out: Console, outcome: Outcome) -> None:
     from .terminal import table
 
     _, N, K = outcome.shape
-    numbers = ("weights, MB", "ms", f"x {DEQUANTIZE}", f"x {KEPT}")
+    kept_as = _kept(outcome)
+    numbers = ("weights, MB", "ms", f"x {DEQUANTIZE}", f"x {kept_as}")
     title = f"time on the CPU: both products of the layer (N={N}, K={K} and back), medians of one run"
     made = table(title, "tokens", "", *numbers, right=numbers)
     packed = outcome.layer_bytes / 1e6
-    wide = packed * outcome.float_bytes / 2 / outcome.packed_bytes
+    wide = packed * outcome.kept_bytes / outcome.packed_bytes
     for times in outcome.times:
         rows = [
             (f"kernelforge {mode}", packed, taken, f"{times.dequantize / taken:.1f}", f"{times.torch / taken:.2f}")
             for mode, taken in times.kernelforge.items()
         ]
         rows.append((f"torch {DEQUANTIZE}", packed, times.dequantize, "", ""))
-        rows.append((f"torch {KEPT}", wide, times.torch, "", ""))
+        rows.append((f"torch {kept_as}", wide, times.torch, "", ""))
         first = f"{times.tokens}, {times.batch}"
         for who, kept, taken, *ratios in rows:
             made.add_row(first, who, f"{kept:.2f}", f"{taken:.3f}", *ratios)
@@ -113,7 +118,7 @@ def _show_times(out: Console, outcome: Outcome) -> None:
     out.print(made)
     out.print(
         f"  {DEQUANTIZE}: what torch has to do with the same weights.\n"
-        f"  {KEPT}: dequantized beforehand; a bf16 matmul at each call.\n"
+        f"  {kept_as}: dequantized beforehand; a {outcome.torch_dtype} matmul at each call, torch's fastest here.\n"
         "  x: torch's time over kernelforge's; above 1, kernelforge is the faster one.\n",
         highlight=False,
     )
@@ -131,9 +136,11 @@ def _show_verdict(out: Console, outcome: Outcome) -> None:
     faster = f"{_span(ratios, 1)} times as fast as torch with the same weights"
     colour = "green" if min(ratios) > 1 else "yellow"
     out.print(f"[{colour}]{faster}[/] ({DEQUANTIZE}), over all modes and batches", highlight=False)
-    memory = outcome.float_bytes / 2 / outcome.packed_bytes
+    memory = outcome.kept_bytes / outcome.packed_bytes
     beside = ", ".join(f"{result.mode} {_span(outcome.against_torch(result.mode), 2)}" for result in outcome.modes)
-    out.print(f"{beside} times as fast as torch with {KEPT}, at 1/{memory:.1f} of their memory", highlight=False)
+    out.print(
+        f"{beside} times as fast as torch with {_kept(outcome)}, at 1/{memory:.1f} of their memory", highlight=False
+    )
 
 
 def _span(values: list[float], digits: int) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import kernelforge as kf
 
 from ..backends import backend as find_backend
-from ..bench import interleaved
+from ..bench import interleaved, product_dtype, short_name
 from ..conformance import Chosen, choose
 from ..ops.mxfp4_gemm import reference
 from ..ops.mxfp4_gemm.benchmark import torch_dequantize
@@ -55,8 +55,8 @@ class Times:
     Attributes:
         batch: what was multiplied, for people; ``tokens`` of it.
         kernelforge: by mode: MXFP4 weights, activations quantized beforehand.
-        dequantize: what torch does with the same weights: dequantize to bf16, then matmul.
-        torch: bf16 matmuls on weights that were dequantized beforehand.
+        dequantize: what torch does with the same weights: dequantize them, then matmul.
+        torch: matmuls on weights that were dequantized beforehand.
     """
 
     batch: str
@@ -91,6 +91,8 @@ class Outcome:
     Attributes:
         float_bytes, packed_bytes: all feed-forward weights in float32 and in MXFP4.
         layer_bytes: the MXFP4 weights of the layer that is timed.
+        torch_dtype: what torch multiplies in, bf16 or fp32, whichever is faster here; ``kept_bytes``: all
+            feed-forward weights in it.
         times: of one sentence, and of all.
     """
 
@@ -101,6 +103,8 @@ class Outcome:
     float_bytes: int
     packed_bytes: int
     layer_bytes: int
+    torch_dtype: str
+    kept_bytes: int
     chosen: Chosen
     devices: list[DeviceResult]
     modes: list[ModeResult]
@@ -172,6 +176,8 @@ def run(backends: list[str] | None, observe: Callable[[str], None]) -> Outcome:
         float_bytes=sum(4 * 2 * w.packed.numel() for w in layers),
         packed_bytes=sum(w.nbytes for w in layers),
         layer_bytes=sum(w.nbytes for w in weights[LAYER]),
+        torch_dtype=short_name(product_dtype()),
+        kept_bytes=sum(product_dtype().itemsize * 2 * w.packed.numel() for w in layers),
         chosen=chosen,
         devices=results,
         modes=modes,
@@ -235,8 +241,9 @@ def _times(model: MiniLM, weights: list[tuple[Weight, Weight]], name: str, x: to
     """The up projection of ``x`` and the down projection of what the model makes of it, one after the other."""
     layer = weights[LAYER]
     inputs = (x.contiguous(), F.gelu(F.linear(x, *model.linear(feed_forward_names(LAYER)[0]))))
-    narrow = [value.to(torch.bfloat16) for value in inputs]
-    wide = [torch_dequantize(weight.packed, weight.scale) for weight in layer]
+    dtype = product_dtype()
+    narrow = [value.to(dtype) for value in inputs]
+    wide = [torch_dequantize(weight.packed, weight.scale, dtype) for weight in layer]
 
     def products(mode: Mode) -> Callable[[], object]:
         quantized = [(*mode.quantize(value), weight) for value, weight in zip(inputs, layer, strict=True)]
@@ -246,7 +253,7 @@ def _times(model: MiniLM, weights: list[tuple[Weight, Weight]], name: str, x: to
         {mode.name: products(mode) for mode in MODES}
         | {
             "dequantize": lambda: [
-                a @ torch_dequantize(w.packed, w.scale).T for a, w in zip(narrow, layer, strict=True)
+                a @ torch_dequantize(w.packed, w.scale, dtype).T for a, w in zip(narrow, layer, strict=True)
             ],
             "torch": lambda: [a @ w.T for a, w in zip(narrow, wide, strict=True)],
         },

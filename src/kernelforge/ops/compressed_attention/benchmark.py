@@ -1,16 +1,16 @@
-"""Compressed attention against eager torch in bfloat16, as a careful user writes it, and against transformers."""
+"""Compressed attention against eager torch, as a careful user writes it, and against transformers."""
 
 from __future__ import annotations
 
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ...backends import device as find_device
-from ...bench import Report, Row, interleaved, measure_roofline
+from ...bench import Report, Row, interleaved, measure_roofline, product_dtype
 from .op import csa_attention, hca_attention
 
 H, D, WINDOW, BLOCK = 64, 512, 128, 128
@@ -67,6 +67,10 @@ class Operands:
     sink: torch.Tensor
     positions: torch.Tensor
 
+    def to(self, dtype: torch.dtype) -> Operands:
+        """The same with queries, keys and entries of another type."""
+        return replace(self, q=self.q.to(dtype), kv=self.kv.to(dtype), entries=self.entries.to(dtype))
+
 
 def operands(shape: Shape, home: str) -> Operands:
     torch.manual_seed(0)
@@ -100,9 +104,9 @@ def kernelforge_call(shape: Shape, x: Operands, numerics: str, device: str) -> C
 
 
 def _softmax_with_sink(logits: torch.Tensor, sink: torch.Tensor) -> torch.Tensor:
-    """bfloat16 probabilities of float32 logits [heads, ..., keys] beside a sink per head."""
+    """Probabilities of float32 logits [heads, ..., keys] beside a sink per head."""
     column = sink.view(-1, *[1] * (logits.dim() - 1)).expand(*logits.shape[:-1], 1)
-    return torch.cat([logits, column], -1).softmax(-1)[..., :-1].to(torch.bfloat16)
+    return torch.cat([logits, column], -1).softmax(-1)[..., :-1]
 
 
 def torch_decode(shape: Shape, x: Operands) -> torch.Tensor:
@@ -110,7 +114,7 @@ def torch_decode(shape: Shape, x: Operands) -> torch.Tensor:
     entries = x.entries[0].index_select(0, x.indices[0, 0]) if shape.topk else x.entries[0]
     keys = torch.cat([x.kv[0], entries])
     p = _softmax_with_sink((x.q[0, 0] @ keys.T).float() * shape.width**-0.5, x.sink)
-    return (p @ keys)[None, None]
+    return (p.to(keys.dtype) @ keys)[None, None]
 
 
 def torch_prefill(shape: Shape, x: Operands) -> torch.Tensor:
@@ -135,14 +139,15 @@ def torch_prefill(shape: Shape, x: Operands) -> torch.Tensor:
         q = x.q[0, start:end].transpose(0, 1)
         logits = (q.reshape(-1, shape.width) @ keys.T).float().view(shape.heads, end - start, -1) * shape.width**-0.5
         p = _softmax_with_sink(logits.masked_fill_(~mask, float("-inf")), x.sink)
-        block = (p.view(-1, len(keys)) @ keys).view(shape.heads, end - start, -1)
+        block = (p.to(keys.dtype).view(-1, len(keys)) @ keys).view(shape.heads, end - start, -1)
         out[0, start:end] = block.transpose(0, 1)
     return out
 
 
 def torch_call(shape: Shape, x: Operands) -> Callable[[], torch.Tensor]:
     """Eager torch."""
-    return lambda: (torch_decode if shape.S == 1 else torch_prefill)(shape, x)
+    wide = x.to(product_dtype(x.q.device.type))
+    return lambda: (torch_decode if shape.S == 1 else torch_prefill)(shape, wide)
 
 
 def transformers_seconds(shape: Shape, x: Operands) -> float | None:
@@ -154,12 +159,14 @@ def transformers_seconds(shape: Shape, x: Operands) -> float | None:
         return None
     from transformers.models.deepseek_v4 import modeling_deepseek_v4 as model
 
+    dtype = product_dtype(x.q.device.type)
+
     class Layer(torch.nn.Module):
         num_key_value_groups = shape.heads
-        sinks = x.sink.to(torch.bfloat16)
+        sinks = x.sink.to(dtype)
         training = False
 
-    layer = Layer()
+    layer, x = Layer(), x.to(dtype)
     block = min(shape.S, TRANSFORMERS_QUERIES)
 
     def call() -> torch.Tensor:
@@ -175,7 +182,7 @@ def transformers_seconds(shape: Shape, x: Operands) -> float | None:
         else:
             known = torch.arange(count, device=raw.device) < (position + 1) // shape.ratio
         keys = torch.cat([raw, x.entries], 1)[:, None]
-        bias = torch.zeros(block, keys.shape[2], dtype=torch.bfloat16, device=raw.device)
+        bias = torch.zeros(block, keys.shape[2], dtype=dtype, device=raw.device)
         bias.masked_fill_(~torch.cat([mask, known], 1), float("-inf"))
         query = x.q[:, -block:].transpose(1, 2)
         out, _ = model.eager_attention_forward(
@@ -214,10 +221,11 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
     roof = measure_roofline(home)
     report.notes += [
         "Interleaved rounds in one process; medians (prefill: one round). x is the other's time over kernelforge's.",
-        f"Measured roofline: bf16 matmul {roof.bf16 / 1e9:.0f} GFLOP/s, int8 matmul {roof.int8 / 1e9:.0f} GOP/s.",
+        f"Measured roofline: {roof.name} matmul {roof.product / 1e9:.0f} GFLOP/s, "
+        f"int8 matmul {roof.int8 / 1e9:.0f} GOP/s.",
         f"{H} heads x {D}, window {WINDOW}, one sequence. GFLOP: both products over what a query sees.",
-        "torch: eager bfloat16, entries multiplied once for all heads; prefill in blocks of 128 queries, which take "
-        "all complete entries and mask.",
+        f"torch: eager {roof.name}, entries multiplied once for all heads; prefill in blocks of 128 queries, "
+        "which take all complete entries and mask.",
         "transformers: the eager attention function of its DeepSeek-V4 model on the keys and mask its layer builds "
         "(all complete entries, also for CSA); "
         f"prefill: one block of {TRANSFORMERS_QUERIES} queries, times their number.",

@@ -1,4 +1,4 @@
-"""Lightning indexer against torch in bfloat16, as a careful user writes it, and transformers; what FP4 keeps."""
+"""Lightning indexer against torch, as a careful user writes it, and transformers; what FP4 keeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...backends import device as find_device
-from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory
+from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory, product_dtype
 from ..mx_quantize.op import dequantize_mxfp4, quantize_mxfp4
 from . import recall
 from .op import lightning_indexer
@@ -45,7 +45,7 @@ VIRTUAL = Shape("slice", 2, 64)
 
 @dataclass(frozen=True)
 class Operands:
-    """A call's operands, and for torch the same values in bfloat16."""
+    """A call's operands, and for torch the same values in the type that it multiplies in."""
 
     q: torch.Tensor
     q_scale: torch.Tensor
@@ -63,7 +63,7 @@ class Operands:
         k, k_scale = quantize_mxfp4(torch.randn(shape.T, DEPTH))
         weights = torch.randn(shape.S, HEADS) * (HEADS * DEPTH) ** -0.5
         seen = (torch.arange(shape.S) + 1) // 4 if shape.causal else torch.full((shape.S,), shape.T)
-        wide = dequantize_mxfp4(q, q_scale, torch.bfloat16), dequantize_mxfp4(k, k_scale, torch.bfloat16)
+        wide = (dequantize_mxfp4(x, s, torch.bfloat16).to(product_dtype(home)) for x, s in ((q, q_scale), (k, k_scale)))
         tensors = (q, q_scale, k, k_scale, weights, seen.to(torch.int32), *wide)
         return cls(*(tensor.to(home) for tensor in tensors))
 
@@ -78,7 +78,7 @@ def torch_indexer(given: Operands, in_place: bool) -> list[torch.Tensor]:
 
     ``in_place`` also writes relu over the products and leaves out entries that none of a block's queries sees.
     """
-    weights, chosen = given.weights.to(torch.bfloat16), []
+    weights, chosen = given.weights.to(given.q_wide.dtype), []
     for first in range(0, given.q_wide.shape[0], QUERY_BLOCK):
         block = slice(first, first + QUERY_BLOCK)
         seen = given.kv_len[block]
@@ -141,13 +141,13 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
     report.notes += [
         f"{HEADS} heads x {DEPTH}, top {TOPK} (DeepSeek-V4-Flash); one entry for four tokens.",
         "Interleaved rounds in one process; medians. x is torch's time over kernelforge's.",
-        "torch bf16: keys times all heads in one product, relu, weighted sum as a batched product, topk; prefill in "
-        f"blocks of {QUERY_BLOCK} queries, masked. Operands dequantized beforehand.",
+        f"torch {roof.name}: keys times all heads in one product, relu, weighted sum as a batched product, topk; "
+        f"prefill in blocks of {QUERY_BLOCK} queries, masked. Operands dequantized beforehand.",
         "transformers: DeepseekV4IndexerScorer (float32 scores of all heads, as it computes them) and topk; prefill: "
         f"one block of {TRANSFORMERS_QUERIES} queries, times their number.",
         "in place: relu overwrites the products, and a block leaves out entries that none of its queries sees.",
-        f"Measured roofline: copy {roof.copy / 1e9:.1f} GB/s, bf16 matmul {roof.bf16 / 1e9:.0f} GFLOP/s, "
-        f"int8 matmul {roof.int8 / 1e9:.0f} GOP/s (0: torch has none here).",
+        f"Measured roofline: copy {roof.copy / 1e9:.1f} GB/s, {roof.name} matmul {roof.product / 1e9:.0f} GFLOP/s, "
+        f"int8 matmul {roof.int8 / 1e9:.0f} GOP/s (0: torch has none but a loop here).",
         "% of roofline: the least time for the call's bytes and dots over the time taken.",
         "extra MiB: resident memory at its highest during a call, above operands; the output is part of it.",
     ]
@@ -177,11 +177,11 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
 
 
 def _row(shape: Shape, device: str, home: str, roof: Roofline) -> Row:
-    given = Operands.draw(shape, home)
+    given, name = Operands.draw(shape, home), f"torch {roof.name}"
     taken = interleaved(
         {
             "kernelforge": lambda: given.call(device),
-            "torch bf16": lambda: torch_indexer(given, False),
+            name: lambda: torch_indexer(given, False),
             "in place": lambda: torch_indexer(given, True),
         },
         rounds=5 if shape.causal else 7,
@@ -197,8 +197,8 @@ def _row(shape: Shape, device: str, home: str, roof: Roofline) -> Row:
         f"{shape.phase}: S={shape.S}, T={shape.T}{', causal' if shape.causal else ''}",
         {
             "ms": ours * 1e3,
-            "torch bf16 ms": taken["torch bf16"].median * 1e3,
-            "x torch bf16": taken["torch bf16"].median / ours,
+            f"{name} ms": taken[name].median * 1e3,
+            f"x {name}": taken[name].median / ours,
             "in place ms": taken["in place"].median * 1e3,
             "x in place": taken["in place"].median / ours,
             "transformers ms": None if theirs is None else theirs * 1e3,

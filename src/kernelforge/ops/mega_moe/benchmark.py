@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ...backends import device as find_device
-from ...bench import Report, Row, interleaved, peak_memory
+from ...bench import Report, Row, interleaved, peak_memory, product_dtype, short_name
 from ..mx_quantize.op import quantize_mxfp4
 from ..mxfp4_gemm.benchmark import torch_dequantize
 from .op import mega_moe
@@ -35,7 +35,7 @@ SLICE = Layer(4, 64, 32, 2)
 
 
 class Weights(NamedTuple):
-    """Packed experts, and the distinct ones dequantized to bfloat16."""
+    """Packed experts, and the distinct ones dequantized to what torch multiplies in."""
 
     packed: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
     wide: list[tuple[torch.Tensor, torch.Tensor]]
@@ -55,13 +55,16 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
     observe("making 256 experts")
     weights = _weights(FLASH, home)
     bits = 8 * sum(tensor.nbytes for tensor in weights.packed) / (3 * FLASH.experts * FLASH.hidden * FLASH.inter)
+    dtype = product_dtype(home)
+    name, wide = short_name(dtype), 3 * FLASH.hidden * FLASH.inter * dtype.itemsize
     report.notes += [
         f"hidden {FLASH.hidden}, inter {FLASH.inter}, {FLASH.experts} experts, {FLASH.slots} per token, drawn evenly; "
         f"weights take {bits:.2f} bits per parameter.",
         "Interleaved rounds in one process; medians. x is torch's time over kernelforge's.",
-        f"bf16 loop: weights dequantized beforehand, 3.8 times the memory. It goes over {DISTINCT} distinct experts "
-        "again and again (0.8 GB, beyond any cache), as all of them in bf16 (12.9 GB) would not fit this machine.",
-        "dequantize loop: an expert's packed weights to bf16 (a table of byte pairs, times the scales), then the "
+        f"{name} loop: weights dequantized beforehand, {8 * dtype.itemsize / bits:.1f} times the memory. It goes over "
+        f"{DISTINCT} distinct experts again and again ({DISTINCT * wide / 1e9:.1f} GB, beyond any cache), as all of "
+        f"them ({FLASH.experts * wide / 1e9:.1f} GB) would not fit this machine.",
+        f"dequantize loop: an expert's packed weights to {name} (a table of byte pairs, times the scales), then the "
         "matmuls: what weights that stay packed cost in torch; one call.",
         "extra MiB: resident memory at its highest during a call above operands, the result included; bound: what "
         "`kf.mega_moe` states.",
@@ -74,11 +77,12 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
 
 def _weights(layer: Layer, home: str) -> Weights:
     torch.manual_seed(0)
+    dtype = product_dtype(home)
     distinct = min(DISTINCT, layer.experts)
     w1, w1_scale = quantize_mxfp4(torch.randn(distinct, 2 * layer.inter, layer.hidden) * layer.hidden**-0.5)
     w2, w2_scale = quantize_mxfp4(torch.randn(distinct, layer.hidden, layer.inter) * layer.inter**-0.5)
     wide = [
-        (torch_dequantize(w1[e], w1_scale[e]).to(home), torch_dequantize(w2[e], w2_scale[e]).to(home))
+        (torch_dequantize(w1[e], w1_scale[e], dtype).to(home), torch_dequantize(w2[e], w2_scale[e], dtype).to(home))
         for e in range(distinct)
     ]
     copies = layer.experts // distinct
@@ -127,22 +131,26 @@ def stated_bytes(tokens: int, slots: int, hidden: int, inter: int) -> float:
 
 def _row(tokens: int, weights: Weights, device: str, home: str) -> Row:
     given = _tokens(FLASH, tokens, home)
+    dtype = product_dtype(home)
+    x, name = given[0].to(dtype), f"{short_name(dtype)} loop"
     w1, w1_scale, w2, w2_scale = weights.packed
     call = _call(FLASH, tokens, weights, device)
 
     def dequantized(expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch_dequantize(w1[expert], w1_scale[expert]), torch_dequantize(w2[expert], w2_scale[expert])
+        return torch_dequantize(w1[expert], w1_scale[expert], dtype), torch_dequantize(
+            w2[expert], w2_scale[expert], dtype
+        )
 
     taken = interleaved(
         {
             "kernelforge": call,
-            "bf16": lambda: torch_loop(*given, lambda expert: weights.wide[expert % DISTINCT]),
+            name: lambda: torch_loop(x, *given[1:], lambda expert: weights.wide[expert % DISTINCT]),
         },
         rounds=3,
         seconds=0,
     )
     started = time.perf_counter()
-    torch_loop(*given, dequantized)
+    torch_loop(x, *given[1:], dequantized)
     slow = time.perf_counter() - started
     ours = taken["kernelforge"].median
     pairs = tokens * FLASH.slots
@@ -153,8 +161,8 @@ def _row(tokens: int, weights: Weights, device: str, home: str) -> Row:
         f"T={tokens}, {used} experts used",
         {
             "ms": ours * 1e3,
-            "bf16 loop ms": taken["bf16"].median * 1e3,
-            "x bf16 loop": taken["bf16"].median / ours,
+            f"{name} ms": taken[name].median * 1e3,
+            f"x {name}": taken[name].median / ours,
             "dequantize loop ms": slow * 1e3,
             "x dequantize loop": slow / ours,
             "weights read GB": used * sum(t[0].nbytes for t in weights.packed) / 1e9,

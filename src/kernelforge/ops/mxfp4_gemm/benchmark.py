@@ -1,4 +1,4 @@
-"""MXFP4 GEMM against torch: bf16 matmul of weights that were dequantized before, and dequantize-then-matmul."""
+"""MXFP4 GEMM against torch: a matmul of weights that were dequantized before, and dequantize-then-matmul."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ...backends import device as find_device
-from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory
+from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory, product_dtype, short_name
 from ...formats import e2m1
 from ...numerics.block_accumulate import SCALE_GROUP
 from ..mx_quantize.op import quantize_mxfp4, quantize_mxfp8
@@ -54,11 +54,11 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
     roof = measure_roofline(home)
     report.notes += [
         "Interleaved rounds in one process; medians. x is torch's time over kernelforge's.",
-        f"Measured roofline: copy {roof.copy / 1e9:.1f} GB/s, bf16 matmul {roof.bf16 / 1e9:.0f} GFLOP/s, "
-        f"int8 matmul {roof.int8 / 1e9:.0f} GOP/s (0: torch has none here).",
+        f"Measured roofline: copy {roof.copy / 1e9:.1f} GB/s, {roof.name} matmul {roof.product / 1e9:.0f} GFLOP/s, "
+        f"int8 matmul {roof.int8 / 1e9:.0f} GOP/s (0: torch has none but a loop here).",
         "% of roofline: the least time for the call's bytes and operations over the time taken.",
-        "torch bf16: a @ w.T with weights dequantized beforehand (4 times the memory). dequantize + matmul: packed "
-        "weights to bf16 by a table of byte pairs, times the scales, then the matmul, in torch.",
+        f"torch {roof.name}: a @ w.T with weights dequantized beforehand. dequantize + matmul: packed weights to "
+        f"{roof.name} by a table of byte pairs, times the scales, then the matmul, in torch.",
         "extra MiB: resident memory at its highest during a call, above operands; the output is part of it.",
     ]
     for shape in (DECODE, PREFILL):
@@ -90,22 +90,22 @@ def _operands(
     a, a_scale = _activations(x, mode)
     w, w_scale = quantize_mxfp4(torch.randn(shape.N, shape.K) * shape.K**-0.5)
     scale = None if a_scale is None else a_scale.to(home)
-    return x.to(torch.bfloat16).to(home), a.to(home), scale, w.to(home), w_scale.to(home)
+    return x.to(product_dtype(home)).to(home), a.to(home), scale, w.to(home), w_scale.to(home)
 
 
-def torch_dequantize(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """MXFP4 weights to bfloat16 [N, K] as a careful torch user does: a table of byte pairs, then the scales."""
-    values = torch.tensor([e2m1.VALUES[c & 7] * (-1 if c >= 8 else 1) for c in range(16)], dtype=torch.bfloat16)
+def torch_dequantize(packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """MXFP4 weights to ``dtype`` [N, K] as a careful torch user does: a table of byte pairs, then the scales."""
+    values = torch.tensor([e2m1.VALUES[c & 7] * (-1 if c >= 8 else 1) for c in range(16)], dtype=dtype)
     byte = torch.arange(256)
     pairs = torch.stack([values[byte & 15], values[byte >> 4]], -1).to(packed.device)
-    factor = torch.exp2(scale.float() - 127).to(torch.bfloat16)
+    factor = torch.exp2(scale.float() - 127).to(dtype)
     blocks = pairs[packed.int()].view(*scale.shape, 32)
     return (blocks * factor[..., None]).view(packed.shape[0], -1)
 
 
 def _row(shape: Shape, mode: str, device: str, home: str, roof: Roofline) -> Row:
     x, a, a_scale, w, w_scale = _operands(shape, mode, home)
-    wide = torch_dequantize(w, w_scale)
+    wide, name = torch_dequantize(w, w_scale, x.dtype), f"torch {short_name(x.dtype)}"
 
     def call() -> torch.Tensor:
         return mxfp4_gemm(a, a_scale, w, w_scale, backend=device)
@@ -113,8 +113,8 @@ def _row(shape: Shape, mode: str, device: str, home: str, roof: Roofline) -> Row
     taken = interleaved(
         {
             "kernelforge": call,
-            "torch bf16": lambda: x @ wide.T,
-            "dequantize + matmul": lambda: x @ torch_dequantize(w, w_scale).T,
+            name: lambda: x @ wide.T,
+            "dequantize + matmul": lambda: x @ torch_dequantize(w, w_scale, x.dtype).T,
         }
     )
     ours = taken["kernelforge"].median
@@ -126,8 +126,8 @@ def _row(shape: Shape, mode: str, device: str, home: str, roof: Roofline) -> Row
         f"{shape.phase} {mode}, M={shape.M}, N={shape.N}, K={shape.K}",
         {
             "ms": ours * 1e3,
-            "torch bf16 ms": taken["torch bf16"].median * 1e3,
-            "x torch bf16": taken["torch bf16"].median / ours,
+            f"{name} ms": taken[name].median * 1e3,
+            f"x {name}": taken[name].median / ours,
             "dequantize + matmul ms": taken["dequantize + matmul"].median * 1e3,
             "x dequantize + matmul": taken["dequantize + matmul"].median / ours,
             "MB moved": nbytes / 1e6,
@@ -141,17 +141,17 @@ def _row(shape: Shape, mode: str, device: str, home: str, roof: Roofline) -> Row
 def _overhead_row(device: str, home: str) -> Row:
     shape = Shape("call", 1, 32, 32)
     x, a, a_scale, w, w_scale = _operands(shape, "W4A8", home)
-    wide = torch_dequantize(w, w_scale)
+    wide, name = torch_dequantize(w, w_scale, x.dtype), f"torch {short_name(x.dtype)}"
     taken = interleaved(
-        {"kernelforge": lambda: mxfp4_gemm(a, a_scale, w, w_scale, backend=device), "torch bf16": lambda: x @ wide.T}
+        {"kernelforge": lambda: mxfp4_gemm(a, a_scale, w, w_scale, backend=device), name: lambda: x @ wide.T}
     )
     ours = taken["kernelforge"].median
     return Row(
         "call overhead W4A8, M=1, N=32, K=32",
         {
             "ms": ours * 1e3,
-            "torch bf16 ms": taken["torch bf16"].median * 1e3,
-            "x torch bf16": taken["torch bf16"].median / ours,
+            f"{name} ms": taken[name].median * 1e3,
+            f"x {name}": taken[name].median / ours,
         },
     )
 
