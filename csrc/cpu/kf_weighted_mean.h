@@ -112,9 +112,30 @@ void weighted_mean_portable(const WeightedMean& g) {
   }
 }
 
+// Where to look for what an entry's strip will need, from its first channel on: `strips` further on, or in the next
+// entry.
+KF_INLINE int64_t strip_ahead(const WeightedMean& g, int c, int strips) {
+  const int next = c + strips * kMeanStrip;
+  return next < g.channels ? next : g.ahead + next - g.channels;
+}
+
+// Asks the second cache for a strip of a row.
+template <class T>
+KF_INLINE void ask_for(const T* at) {
+#pragma GCC unroll 2
+  for (int i = 0; i < kMeanStrip; i += 64 / sizeof(T)) __builtin_prefetch(at + i, 0, 2);
+}
+
 }  // namespace
 }  // namespace kf
 
+// The same step of n chains side by side.
+#define KF_EACH _Pragma("GCC unroll 8") for (int i = 0; i < n; ++i)
+#define KF_EACH_OF(x, value) \
+  KF_EACH x[i] = value;      \
+  KF_EACH asm volatile("" : "+v"(x[i]))
+
+#include "kf_weighted_mean_256.h"
 #include "kf_weighted_mean_512.h"
 
 namespace kf {
@@ -143,6 +164,10 @@ inline int weighted_mean(const WeightedMean& g, bool wide) {
 #if defined(KF_X86)
   if (isa >= Isa::kAvx512Bf16) {
     wide ? weighted_mean_512<float>(g) : weighted_mean_512<uint16_t>(g);
+    return kOk;
+  }
+  if (isa == Isa::kAvx2) {
+    wide ? weighted_mean_256<float>(g) : weighted_mean_256<uint16_t>(g);
     return kOk;
   }
 #endif

@@ -16,11 +16,6 @@ KF_INLINE __mmask16 kept16(const uint16_t* from, __m512) {
   return _mm256_cmpge_epu16_mask(magnitude, _mm256_set1_epi16(kSmallestRead >> 16));
 }
 
-#define KF_EACH _Pragma("GCC unroll 8") for (int i = 0; i < n; ++i)
-#define KF_EACH_OF(x, value) \
-  KF_EACH x[i] = value;      \
-  KF_EACH asm volatile("" : "+v"(x[i]))
-
 // Weights of n logits, from their distance to the largest one, in place. Step by step for all of them, and compilers
 // are held to it: a chain of dependent steps is longer than what a core looks ahead.
 template <int n>
@@ -50,14 +45,6 @@ KF_INLINE void weigh(const T* const (&kv)[n], __m512 (&p)[n], __m512 (&t)[n]) {
   KF_EACH {
     const __m512 element = load16(kv[i]);
     t[i] = _mm512_maskz_mul_ps(kept16(kv[i], element), element, p[i]);
-  }
-}
-
-template <class T>
-KF_INLINE void ask_for(const T* at) {
-#pragma GCC unroll 2
-  for (int i = 0; i < kMeanStrip; i += 64 / sizeof(T)) {
-    _mm_prefetch(reinterpret_cast<const char*>(at + i), _MM_HINT_T1);
   }
 }
 
@@ -121,13 +108,6 @@ KF_INLINE void finish16(const WeightedMean& g, int c, __m512 top, __m512 weight,
   if (g.top == nullptr) return;
   _mm512_storeu_ps(g.top + c, top);
   _mm512_storeu_ps(g.share + c, share);
-}
-
-// Where to look for what an entry's strip will need, from its first channel on: `strips` further on, or in the next
-// entry.
-KF_INLINE int64_t strip_ahead(const WeightedMean& g, int c, int strips) {
-  const int next = c + strips * kMeanStrip;
-  return next < g.channels ? next : g.ahead + next - g.channels;
 }
 
 // Sums of a strip with kPerLane slots to each of 32 lanes. The logits of the strip behind it are made meanwhile, place
