@@ -1,7 +1,7 @@
 // Scores of the lightning indexer: scores[s,t] = R(H) over heads of weights[s,h] * relu(q[s,h] . k[t]).
 //
 // Any engine of the MX block accumulation gives the dots; then a head sum. Where the scales of a query and of 32
-// entries allow it, AVX512-VNNI has a shorter way (kf_indexer_vnni.h).
+// entries allow it, there is a shorter way (kf_indexer_folded.h).
 #pragma once
 
 #include <algorithm>

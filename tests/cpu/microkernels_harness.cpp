@@ -1,5 +1,6 @@
 // Shared library for test_microkernels.py: every engine by name, beside the entry points generated code calls.
 #include "units/kf_gemm_s8.cpp"
+#include "units/kf_indexer_scores.cpp"
 #include "units/kf_mx_block_accumulate_bf16.cpp"
 #include "units/kf_mx_block_accumulate_e2m1.cpp"
 #include "units/kf_mx_block_accumulate_e4m3_e8m0.cpp"
@@ -43,6 +44,15 @@ int32_t harness_gemm_s8(int32_t isa, int32_t* c, int64_t ldc, const int8_t* a, i
 int32_t harness_gemm_s8_entry(int32_t* c, int64_t ldc, const int8_t* a, int64_t lda, const int8_t* b, int64_t ldb,
                               int32_t m, int32_t n, int32_t k, int32_t trans_b, int32_t clear) {
   return kf_gemm_s8(c, ldc, a, lda, b, ldb, m, n, k, trans_b, clear);
+}
+
+int32_t harness_indexer_scores(int32_t isa, float* scores, int64_t ld_scores, const uint8_t* q, int64_t ldq,
+                               const uint8_t* q_scale, int64_t ld_q_scale, const uint8_t* k, int64_t ldk,
+                               const uint8_t* k_scale, int64_t ld_k_scale, const float* weights, int64_t ld_weights,
+                               const int32_t* visible, int32_t queries, int32_t entries, int32_t heads, int32_t depth) {
+  return kf::indexer_scores(static_cast<kf::Isa>(isa),
+                            {scores, ld_scores, q, ldq, q_scale, ld_q_scale, k, ldk, k_scale, ld_k_scale, weights,
+                             ld_weights, visible, queries, entries, heads, depth});
 }
 
 float harness_scalar(int32_t operation, float a, float b) {
