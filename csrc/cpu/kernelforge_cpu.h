@@ -56,7 +56,8 @@ KF_MICROKERNEL int32_t kf_attention_chunk(float* m, float* l, float* o, int64_t 
                                           const int8_t* q_low, const int32_t* q_exponent, const uint16_t* kv,
                                           const uint16_t* entries, const int32_t* segment, const int32_t* rows,
                                           int32_t heads, int32_t width, int32_t factor_bits, int32_t fresh);
-// The same on bfloat16 queries [heads][width], by bfloat16 dots where the CPU has them: not the definition's bits.
+// The same on bfloat16 queries [heads][width], by bfloat16 dots where the CPU has them, or in float32 by AVX2: not the
+// definition's bits.
 KF_MICROKERNEL int32_t kf_attention_chunk_native(float* m, float* l, float* o, int64_t ld_o, const uint16_t* q,
                                                  const uint16_t* kv, const uint16_t* entries, const int32_t* segment,
                                                  const int32_t* rows, int32_t heads, int32_t width, int32_t factor_bits,

@@ -1,4 +1,5 @@
 #include "kernelforge_cpu.h"
+#include "kf_attention_avx2.h"
 #include "kf_attention_vnni.h"
 
 int32_t kf_attention_chunk(float* m, float* l, float* o, int64_t ld_o, const int8_t* q_high, const int8_t* q_low,
@@ -13,6 +14,7 @@ int32_t kf_attention_chunk(float* m, float* l, float* o, int64_t ld_o, const int
   if (heads < 0 || heads % 4 != 0 || width < 0 || width % 32 != 0) return kf::kBadArgument;
 #if defined(KF_X86)
   if (isa == kf::Isa::kAvx512Vnni) return kf::attention_chunk_vnni(chunk);
+  if (isa == kf::Isa::kAvx2) return kf::attention_chunk_avx2(chunk);
 #endif
   return kf::attention_chunk_by_gemm(isa, chunk);
 }

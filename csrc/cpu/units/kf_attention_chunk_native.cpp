@@ -1,10 +1,11 @@
 #include "kernelforge_cpu.h"
 #include "kf_attention_bf16.h"
+#include "kf_attention_native_avx2.h"
 
 namespace kf {
 namespace {
 
-// Without bfloat16 dots: the exact definition, on queries cut here.
+// Without bfloat16 dots and AVX2: the exact definition, on queries cut here.
 int attention_chunk_of_rows(AttentionChunk x, const uint16_t* q) {
   const int64_t elements = int64_t(x.heads) * x.width;
   static thread_local Scratch scratch;  // the exact engines have the others
@@ -41,6 +42,7 @@ int32_t kf_attention_chunk_native(float* m, float* l, float* o, int64_t ld_o, co
   if (kf::current_isa() >= kf::Isa::kAvx512Bf16 && kf::isa_available(kf::Isa::kAvx512Bf16)) {
     return kf::attention_chunk_bf16(chunk, q);
   }
+  if (kf::current_isa() == kf::Isa::kAvx2) return kf::attention_chunk_native_avx2(chunk, q);
 #endif
   return kf::attention_chunk_of_rows(chunk, q);
 }

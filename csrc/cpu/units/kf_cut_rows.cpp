@@ -1,4 +1,5 @@
 #include "kernelforge_cpu.h"
+#include "kf_attention_avx2.h"
 #include "kf_attention_vnni.h"
 
 int32_t kf_cut_rows(const uint16_t* x, int8_t* high, int8_t* low, int32_t* exponent, int32_t n, int32_t width) {
@@ -8,6 +9,11 @@ int32_t kf_cut_rows(const uint16_t* x, int8_t* high, int8_t* low, int32_t* expon
     if (kf::current_isa() == kf::Isa::kAvx512Vnni && width % 32 == 0) {
       exponent[i] = kf::row_exponent16(row, width);
       kf::cut_row16(row, width, exponent[i], 0, high + i * width, low + i * width);
+      continue;
+    }
+    if (kf::current_isa() == kf::Isa::kAvx2 && width % 16 == 0) {
+      exponent[i] = kf::row_exponent8(row, width);
+      kf::cut_row8(row, width, exponent[i], high + i * width, low + i * width);
       continue;
     }
 #endif

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,29 @@ def test_what_is_not_finite_shows_where_the_contract_shows_it(data, device):
     exact = bf16.decode(conformance.expected(case)["out"])
     np.testing.assert_array_equal(np.isnan(found), np.isnan(exact))
     assert np.nanmax(np.abs(found - exact), initial=0) <= 2**-7
+
+
+AVX2 = """
+import numpy as np
+from kernelforge.formats import bf16
+from kernelforge.ops.compressed_attention import conformance
+from kernelforge.ops.compressed_attention.conformance_data import csa, hca
+from test_native import error_over_bound
+cases = [problem(3, data) for problem in (csa, hca) for data in ("normal", "student", "outlier")]
+for case in (*cases, csa(3, "student", H=22, D=96, S=2, B=1, rope=0)):  # the last fills no tile
+    assert error_over_bound(case, "cpu") <= 2**-7, case.name
+for data in ("nan_query", "nan_entry", "infinite_entry"):
+    case = csa(3, data)
+    found, exact = (bf16.decode(x["out"]) for x in (conformance.run(case, "cpu", "native"), conformance.expected(case)))
+    assert (np.isnan(found) == np.isnan(exact)).all() and np.isnan(exact).any(), case.name
+print("within the bound")
+"""
+
+
+def test_cpus_with_avx2_alone_stay_within_the_bound():
+    if "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has no AVX2")
+    assert printed(AVX2, __file__, KERNELFORGE_CPU_ISA="avx2") == "within the bound"
 
 
 def test_two_runs_give_the_same_bits(device):

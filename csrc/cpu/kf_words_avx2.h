@@ -1,0 +1,110 @@
+// Sums of products of 16-bit words by AVX2, two products to a 32-bit lane, and of float32 likewise.
+#pragma once
+
+#include <cstdint>
+
+#include "kf_isa.h"
+
+#if defined(KF_X86)
+KF_TARGET_BEGIN("avx2,fma")
+namespace kf {
+namespace {
+
+constexpr int kTileRowsAvx2 = 6;  // with two vectors of columns they fill the registers
+
+// Where the rows of a product are, in elements of 32 bits: row r's step s at from[r * ld + s * step].
+template <class T>
+struct TileRows {
+  const T* from;
+  int64_t ld, step;
+};
+
+KF_INLINE __m256i load_words(const int32_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
+
+// Sums of one row. A struct of vectors, and sums in place: GCC 12 keeps arrays of sums in memory, and copies what
+// intrinsics add.
+struct RowOfPairs {
+  __m256i first, second;
+  KF_INLINE RowOfPairs() : first(_mm256_setzero_si256()), second(_mm256_setzero_si256()) {}
+  static KF_INLINE void add(__m256i& total, __m256i a, __m256i b) {
+    __m256i product;
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(total), "=&x"(product) : "x"(a), "x"(b));
+  }
+  KF_INLINE void add(const int32_t* a, __m256i b0, __m256i b1) {
+    const __m256i pair = _mm256_set1_epi32(*a);
+    add(first, pair, b0);
+    add(second, pair, b1);
+  }
+  KF_INLINE void finish(__m256i (&total)[2]) const {
+    total[0] = first;
+    total[1] = second;
+  }
+};
+
+// total[r][.] = the sum over steps of pair products, row r's pair with 16 pairs of columns, `ld` from step to step.
+// Modulo 2^32.
+template <int kRows>
+KF_INLINE void multiply_tile(const TileRows<int32_t>& a, const int32_t* b, int64_t ld, int64_t steps,
+                             __m256i (&total)[kRows][2]) {
+  static_assert(kRows % 2 == 0 && kRows <= kTileRowsAvx2);
+  RowOfPairs r0, r1, r2, r3, r4, r5;
+  const int32_t *at = a.from, *const end = b + ld * steps;
+  for (; b != end; b += ld, at += a.step) {
+    const __m256i b0 = load_words(b), b1 = load_words(b + 8);
+    r0.add(at, b0, b1);
+    r1.add(at + a.ld, b0, b1);
+    if (kRows > 2) r2.add(at + 2 * a.ld, b0, b1);
+    if (kRows > 2) r3.add(at + 3 * a.ld, b0, b1);
+    if (kRows > 4) r4.add(at + 4 * a.ld, b0, b1);
+    if (kRows > 4) r5.add(at + 5 * a.ld, b0, b1);
+  }
+  r0.finish(total[0]);
+  r1.finish(total[1]);
+  if constexpr (kRows > 2) {
+    r2.finish(total[2]);
+    r3.finish(total[3]);
+  }
+  if constexpr (kRows > 4) {
+    r4.finish(total[4]);
+    r5.finish(total[5]);
+  }
+}
+
+// The same of float32, in ascending order, each product and sum rounded once.
+template <int kRows>
+KF_INLINE void multiply_tile(const TileRows<float>& a, const float* b, int64_t ld, int64_t steps,
+                             __m256 (&total)[kRows][2]) {
+  for (auto& row : total) row[0] = row[1] = _mm256_setzero_ps();
+  const float* at = a.from;
+  for (int64_t s = 0; s < steps; ++s, b += ld, at += a.step) {
+    const __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 value = _mm256_set1_ps(at[r * a.ld]);
+      total[r][0] = _mm256_fmadd_ps(value, b0, total[r][0]);
+      total[r][1] = _mm256_fmadd_ps(value, b1, total[r][1]);
+    }
+  }
+}
+
+// to[w], word r: word w of from[r].
+KF_INLINE void transpose_words_8(const __m128i (&from)[8], __m128i (&to)[8]) {
+  __m128i a[8], b[8];
+  for (int r = 0; r < 4; ++r) {
+    a[2 * r] = _mm_unpacklo_epi16(from[r], from[r + 4]);
+    a[2 * r + 1] = _mm_unpackhi_epi16(from[r], from[r + 4]);
+  }
+  for (int r = 0; r < 4; ++r) {
+    b[2 * r] = _mm_unpacklo_epi16(a[r], a[r + 4]);
+    b[2 * r + 1] = _mm_unpackhi_epi16(a[r], a[r + 4]);
+  }
+  for (int r = 0; r < 4; ++r) {
+    to[2 * r] = _mm_unpacklo_epi16(b[r], b[r + 4]);
+    to[2 * r + 1] = _mm_unpackhi_epi16(b[r], b[r + 4]);
+  }
+}
+
+}  // namespace
+}  // namespace kf
+KF_TARGET_END
+#endif
