@@ -7,6 +7,7 @@
 #include "kf_isa.h"
 #include "kf_read.h"
 #include "kf_scalar.h"
+#include "kf_values_256.h"
 #include "kf_values_512.h"
 
 namespace kf {
@@ -67,6 +68,58 @@ void finish_entry_portable(const Entry& g) {
 }  // namespace kf
 
 #if defined(KF_X86)
+KF_TARGET_BEGIN("avx2,fma")
+namespace kf {
+namespace {
+
+// R of 32 lanes (contract C7), 8 of them in each operand.
+KF_INLINE float fold_lanes_256(const __m256 (&lanes)[4]) {
+  const __m256 eight = _mm256_add_ps(_mm256_add_ps(lanes[0], lanes[2]), _mm256_add_ps(lanes[1], lanes[3]));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Angles of 8 channels: each of 4 for two of them.
+KF_INLINE __m256 angles8(const float* from) {
+  const __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+  return read8(_mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)), twice));
+}
+
+// `pairs` is a multiple of 4.
+template <class T>
+void finish_entry_256(const Entry& g) {
+  for (int pair = 0; pair < g.pairs; pair += 16) {  // rows of angles lie too far apart for the prefetchers of CPUs
+    _mm_prefetch(reinterpret_cast<const char*>(g.cos + g.ahead + pair), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(g.sin + g.ahead + pair), _MM_HINT_T0);
+  }
+  __m256 lanes[4] = {};
+  for (int c = 0; c < g.channels; c += kRowLanes) {
+    for (int i = 0; i < 4; ++i) {
+      const __m256 x = _mm256_loadu_ps(g.mean + c + i * 8);
+      lanes[i] = _mm256_add_ps(lanes[i], _mm256_mul_ps(x, x));
+    }
+  }
+  const __m256 inverse = _mm256_set1_ps(inverse_rms(fold_lanes_256(lanes), g));
+  const auto normal = [&](int c) KF_INLINE_LAMBDA {
+    const __m256 x = read8(_mm256_mul_ps(_mm256_loadu_ps(g.mean + c), inverse));
+    return read8(_mm256_mul_ps(x, read8(_mm256_loadu_ps(g.weight + c))));
+  };
+  T* const out = static_cast<T*>(g.out);
+  const int plain = g.channels - 2 * g.pairs;
+  for (int c = 0; c < plain; c += 8) store8(out + c, normal(c));
+  const __m256 even = _mm256_castsi256_ps(_mm256_set1_epi64x(0x80000000));
+  for (int c = plain; c < g.channels; c += 8) {
+    const __m256 x = normal(c), other = _mm256_permute_ps(x, 0xB1);
+    const __m256 cos = angles8(g.cos + (c - plain) / 2), sin = _mm256_xor_ps(angles8(g.sin + (c - plain) / 2), even);
+    store8(out + c, read8(_mm256_add_ps(_mm256_mul_ps(x, cos), _mm256_mul_ps(other, sin))));
+  }
+}
+
+}  // namespace
+}  // namespace kf
+KF_TARGET_END
+
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 namespace kf {
 namespace {

@@ -20,6 +20,10 @@ int32_t kf_finish_entry(void* out, const float* mean, const float* weight, const
     wide ? kf::finish_entry_512<float>(g) : kf::finish_entry_512<uint16_t>(g);
     return kf::kOk;
   }
+  if (isa >= kf::Isa::kAvx2 && pairs % 4 == 0) {
+    wide ? kf::finish_entry_256<float>(g) : kf::finish_entry_256<uint16_t>(g);
+    return kf::kOk;
+  }
 #endif
   wide ? kf::finish_entry_portable<float>(g) : kf::finish_entry_portable<uint16_t>(g);
   return kf::kOk;

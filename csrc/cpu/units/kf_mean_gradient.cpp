@@ -20,6 +20,10 @@ int32_t kf_mean_gradient(float* sums, void* kv_grad, void* gate_grad, const floa
     wide ? kf::mean_gradient_512<float>(g) : kf::mean_gradient_512<uint16_t>(g);
     return kf::kOk;
   }
+  if (isa == kf::Isa::kAvx2) {
+    wide ? kf::mean_gradient_256<float>(g) : kf::mean_gradient_256<uint16_t>(g);
+    return kf::kOk;
+  }
 #endif
   wide ? kf::mean_gradient_portable<float>(g) : kf::mean_gradient_portable<uint16_t>(g);
   return kf::kOk;

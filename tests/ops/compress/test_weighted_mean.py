@@ -14,12 +14,12 @@ from kernelforge.ops.compress.conformance import DATA, Problem
 
 KINDS = {
     "csa of 4": Problem(4, True, 96, 16, "float32", 1, 24),
-    "csa of 7": Problem(7, True, 64, 16, "bfloat16", 2, 30),
-    "hca of 4": Problem(4, False, 64, 16, "bfloat16", 1, 12),
+    "csa of 7": Problem(7, True, 64, 4, "bfloat16", 2, 30),
+    "hca of 4": Problem(4, False, 64, 6, "bfloat16", 1, 12),
     "hca of 96": Problem(96, False, 64, 16, "float32", 1, 200),
     "hca of 128": Problem(128, False, 96, 16, "bfloat16", 1, 384),
 }
-"""8 slots, 14, 4 with an order of their own, three to a lane, four to a lane."""
+"""8 slots, 14, 4 with an order of their own, three to a lane, four to a lane; pairs of channels by 8, 4 and 2."""
 RUN = """
 import test_weighted_mean as t
 for p in t.KINDS.values():

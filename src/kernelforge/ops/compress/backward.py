@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...runtime import host_memory
 from ..support import LIBRARY, define, expect, meta
 from .plans import compiled, rows
 from .reference import CHUNK
@@ -30,7 +31,7 @@ def _backward_impl(
     batch, _, width = kv.shape
     count, D = grad.shape[1], norm_weight.shape[0]
     expect("grad", meta(grad), (kv.dtype,), (batch, count, D), kv.device)
-    grads = [torch.zeros_like(x) for x in (kv, gate, position_bias, norm_weight)]
+    grads = [host_memory.empty_like(x).zero_() for x in (kv, gate, position_bias, norm_weight)]
     if grad.numel():
         overlap = width == 2 * D
         slots = 2 * ratio if overlap else ratio
