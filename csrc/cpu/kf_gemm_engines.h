@@ -1,6 +1,7 @@
 // Every engine of the exact int8 dot, and the choice among them.
 #pragma once
 
+#include "kf_gemm_avx2.h"
 #include "kf_gemm_s8.h"
 #include "kf_mx_amx.h"
 

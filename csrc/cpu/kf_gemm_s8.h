@@ -129,43 +129,6 @@ inline int gemm_s8_portable(const GemmS8& g) { return gemm_s8_tiles<PortableGemm
 }  // namespace kf
 
 #if defined(KF_X86)
-KF_TARGET_BEGIN("avx2,fma")
-namespace kf {
-namespace {
-
-struct Avx2Gemm {
-  using T = int16_t;
-  static constexpr int kGroup = 2, kRows = 4, kFlip = 0;
-  static void kernel(const GemmOperands<T>& x, int32_t* out) {
-    for (int s = 0; s < 2; ++s) {
-      __m256i sums[kRows][2];
-      for (auto& row : sums) row[0] = row[1] = _mm256_setzero_si256();
-      const __m256i* b = reinterpret_cast<const __m256i*>(x.b + int64_t(s) * x.depth * 16);
-      for (int i = 0; i < x.depth; i += 2, b += 2) {
-        const __m256i b0 = _mm256_load_si256(b), b1 = _mm256_load_si256(b + 1);
-        for (int r = 0; r < kRows; ++r) {
-          int32_t pair;
-          std::memcpy(&pair, x.a + int64_t(r) * x.depth + i, 4);
-          const __m256i left = _mm256_set1_epi32(pair);
-          sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(left, b0));
-          sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(left, b1));
-        }
-      }
-      for (int r = 0; r < kRows; ++r) {
-        __m256i* to = reinterpret_cast<__m256i*>(out + r * kGemmColumns + s * 16);
-        _mm256_store_si256(to, sums[r][0]);
-        _mm256_store_si256(to + 1, sums[r][1]);
-      }
-    }
-  }
-};
-
-inline int gemm_s8_avx2(const GemmS8& g) { return gemm_s8_tiles<Avx2Gemm>(g); }
-
-}  // namespace
-}  // namespace kf
-KF_TARGET_END
-
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
 namespace kf {
 namespace {
