@@ -3,6 +3,7 @@
 
 #include "kf_mx_amx.h"
 #include "kf_mx_avx2.h"
+#include "kf_mx_avx2_gemv.h"
 #include "kf_mx_avx512bf16.h"
 #include "kf_mx_gemv.h"
 #include "kf_mx_neon.h"
@@ -39,7 +40,8 @@ inline int accumulate(Isa isa, const MxTile& tile) {
     case Isa::kAvx512Bf16:
       return bf16_accumulate<kFormat>(tile);
     case Isa::kAvx2:
-      return sliced_accumulate<Avx2Engine, kFormat>(tile);
+      return tile.m <= avx2::kGemvRows ? avx2::accumulate_few_rows<kFormat>(tile)
+                                       : avx2::accumulate_panels<kFormat>(tile);
 #elif defined(KF_AARCH64)
     case Isa::kNeon:
       return sliced_accumulate<NeonEngine, kFormat>(tile);
