@@ -138,6 +138,26 @@ def test_a_nan_element_makes_its_whole_block_nan(library: Library, a_format: str
         assert np.array_equal(np.isnan(acc).all(1), np.arange(m) == 2)
 
 
+@pytest.mark.parametrize("a_format", ["e4m3_e8m0", "e4m3_f32"])
+def test_every_e4m3_code_in_every_window(library: Library, a_format: str) -> None:
+    """Rows of 31 codes up to a largest one; a column takes one element alone, so that each q shows by itself."""
+    rows = []
+    for largest in range(1, 0x7F):
+        codes = np.resize(np.arange(largest + 1), -(-(largest + 1) // 31) * 31).reshape(-1, 31)
+        rows.append(np.pad(codes, ((0, 0), (0, 1)), constant_values=largest))
+    a = np.concatenate(rows).astype(np.uint8)
+    a[:, ::3] |= 0x80
+    m = a.shape[0]
+    w = np.zeros((BLOCK, BLOCK // 2), np.uint8)
+    for column in range(BLOCK):
+        w[column, column // 2] = 2 << 4 * (column % 2)  # 1
+    w_scale = np.full((BLOCK, 1), 127, np.uint8)
+    a_scale = np.full((m, 1), 127, np.uint8) if a_format == "e4m3_e8m0" else np.ones((m, 1), np.float32)
+    for isa in library.isas:
+        check(library, isa, a_format, m, BLOCK, BLOCK, (a, a_scale, w, w_scale))
+        check(library, isa, a_format, 3, BLOCK, BLOCK, (a[-3:], a_scale[-3:], w, w_scale))
+
+
 @pytest.mark.parametrize(
     "code", [0x7F80, 0xFF80, 0x7F81, 0x7FC0, 0xFFFF, 0x7F7F, 0x7F00, 0x0001, 0x8001, 0x0080, 0x267F, 0x2680]
 )
