@@ -16,12 +16,6 @@ namespace {
 
 constexpr int kStripAvx2 = 16;  // columns of a tile
 
-KF_INLINE __m256 magnitude8(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
-
-// Not below: NaN stays.
-KF_INLINE __m256 zero_below8(__m256 x, float least) {
-  return _mm256_and_ps(x, _mm256_cmp_ps(magnitude8(x), _mm256_set1_ps(least), _CMP_NLT_UQ));
-}
 KF_INLINE __m256 limit8(__m256 x) { return zero_below8(x, kSmallestResult); }
 
 KF_INLINE __m256 exp2_of_nonpositive8(__m256 x) {
@@ -35,19 +29,6 @@ KF_INLINE __m256 exp2_of_nonpositive8(__m256 x) {
   const __m256 y = _mm256_add_ps(_mm256_set1_ps(1.0f), _mm256_add_ps(r, _mm256_mul_ps(r, q)));
   const __m256i bits = _mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(n, 23));
   return _mm256_and_ps(normal, _mm256_castsi256_ps(bits));
-}
-
-// x * 2^places, infinite beyond the range, +0 below 2^-100; x is 0 or at least 1 in magnitude.
-KF_INLINE __m256 scaled8(__m256 x, __m256i places) {
-  const __m256i bits = _mm256_castps_si256(x), sign = _mm256_and_si256(bits, _mm256_set1_epi32(INT32_MIN));
-  const __m256i magnitude = _mm256_xor_si256(bits, sign);
-  const __m256i field = _mm256_add_epi32(_mm256_srli_epi32(magnitude, 23), places);
-  const __m256i beyond = _mm256_cmpgt_epi32(field, _mm256_set1_epi32(254));
-  const __m256i infinity = _mm256_or_si256(sign, _mm256_set1_epi32(kInfBits));
-  const __m256i moved = _mm256_blendv_epi8(_mm256_add_epi32(bits, _mm256_slli_epi32(places, 23)), infinity, beyond);
-  const __m256i kept = _mm256_andnot_si256(_mm256_cmpeq_epi32(magnitude, _mm256_setzero_si256()),
-                                           _mm256_cmpgt_epi32(field, _mm256_set1_epi32(127 - 100 - 1)));
-  return _mm256_castsi256_ps(_mm256_and_si256(kept, moved));
 }
 
 inline int row_exponent8(const uint16_t* x, int width) {
@@ -71,17 +52,6 @@ KF_INLINE __m256 widen8(const uint16_t* x) {
 KF_INLINE __m256i window8(const uint16_t* x, __m256 unit) {
   return _mm256_cvtps_epi32(_mm256_mul_ps(zero_below8(widen8(x), kSmallestRead), unit));
 }
-
-KF_INLINE __m256i high_slice(__m256i q) { return _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(128)), 8); }
-KF_INLINE __m256i low_slice(__m256i q, __m256i high) { return _mm256_sub_epi32(q, _mm256_slli_epi32(high, 8)); }
-KF_INLINE __m256i paired(__m256i first, __m256i second) {
-  return _mm256_blend_epi16(first, _mm256_slli_epi32(second, 16), 0xAA);
-}
-// 16 words of two vectors of integers.
-KF_INLINE __m256i words_of(__m256i first, __m256i second) {
-  return _mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0xD8);
-}
-KF_INLINE void store_words(void* to, __m256i x) { _mm256_store_si256(static_cast<__m256i*>(to), x); }
 
 // Pairs (q, h) of a row's elements, and its low slices as words.
 inline void cut_entry(const uint16_t* x, int width, int exponent, int32_t* pairs, int16_t* low) {

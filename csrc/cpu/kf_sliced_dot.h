@@ -133,6 +133,7 @@ int sliced_dot_by_gemm(Isa isa, const SlicedDot& g) {
 }  // namespace
 }  // namespace kf
 
+#include "kf_sliced_dot_256.h"
 #include "kf_sliced_dot_512.h"
 
 namespace kf {
@@ -142,6 +143,7 @@ template <class Rows>
 inline int sliced_dot(Isa isa, const SlicedDot& g) {
 #if defined(KF_X86)
   if (isa >= Isa::kAvx512Bf16) return sliced_dot_512<Rows>(g);
+  if (isa == Isa::kAvx2) return sliced_dot_256<Rows>(g);
 #endif
   return sliced_dot_by_gemm<Rows>(isa, g);
 }

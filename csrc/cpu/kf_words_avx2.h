@@ -1,4 +1,4 @@
-// Sums of products of 16-bit words by AVX2, two products to a 32-bit lane, and of float32 likewise.
+// AVX2: sums of products of 16-bit words, two products to a 32-bit lane, and of float32; slices of windows as words.
 #pragma once
 
 #include <cstdint>
@@ -103,6 +103,36 @@ KF_INLINE void transpose_words_8(const __m128i (&from)[8], __m128i (&to)[8]) {
     to[2 * r + 1] = _mm_unpackhi_epi16(b[r], b[r + 4]);
   }
 }
+
+KF_INLINE __m256 magnitude8(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+
+// Not below: NaN stays.
+KF_INLINE __m256 zero_below8(__m256 x, float least) {
+  return _mm256_and_ps(x, _mm256_cmp_ps(magnitude8(x), _mm256_set1_ps(least), _CMP_NLT_UQ));
+}
+// x * 2^places, infinite beyond the range, +0 below 2^-100; x is 0 or at least 1 in magnitude.
+KF_INLINE __m256 scaled8(__m256 x, __m256i places) {
+  const __m256i bits = _mm256_castps_si256(x), sign = _mm256_and_si256(bits, _mm256_set1_epi32(INT32_MIN));
+  const __m256i magnitude = _mm256_xor_si256(bits, sign);
+  const __m256i field = _mm256_add_epi32(_mm256_srli_epi32(magnitude, 23), places);
+  const __m256i beyond = _mm256_cmpgt_epi32(field, _mm256_set1_epi32(254));
+  const __m256i infinity = _mm256_or_si256(sign, _mm256_set1_epi32(0x7F800000));
+  const __m256i moved = _mm256_blendv_epi8(_mm256_add_epi32(bits, _mm256_slli_epi32(places, 23)), infinity, beyond);
+  const __m256i kept = _mm256_andnot_si256(_mm256_cmpeq_epi32(magnitude, _mm256_setzero_si256()),
+                                           _mm256_cmpgt_epi32(field, _mm256_set1_epi32(127 - 100 - 1)));
+  return _mm256_castsi256_ps(_mm256_and_si256(kept, moved));
+}
+
+KF_INLINE __m256i high_slice(__m256i q) { return _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(128)), 8); }
+KF_INLINE __m256i low_slice(__m256i q, __m256i high) { return _mm256_sub_epi32(q, _mm256_slli_epi32(high, 8)); }
+KF_INLINE __m256i paired(__m256i first, __m256i second) {
+  return _mm256_blend_epi16(first, _mm256_slli_epi32(second, 16), 0xAA);
+}
+// 16 words of two vectors of integers.
+KF_INLINE __m256i words_of(__m256i first, __m256i second) {
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0xD8);
+}
+KF_INLINE void store_words(void* to, __m256i x) { _mm256_store_si256(static_cast<__m256i*>(to), x); }
 
 }  // namespace
 }  // namespace kf

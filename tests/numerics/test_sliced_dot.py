@@ -93,9 +93,11 @@ def test_whole_rows_have_the_definition_s_bits(device: str) -> None:
     _same(out, _expected(a, b, ("bfloat16", "bfloat16"), (2, 2), 3, 512))
 
 
-def by_chunks_has_the_definition_s_bits(device: str, x_dtype: str, slices: int, ranks: int) -> None:
+def by_chunks_has_the_definition_s_bits(
+    device: str, x_dtype: str, slices: int, ranks: int, rows: int = M, columns: int = N
+) -> None:
     rng = np.random.default_rng(3)
-    x, w = _rows(rng, M, 640, x_dtype), _rows(rng, N, 640, "float32")
+    x, w = _rows(rng, rows, 640, x_dtype), _rows(rng, columns, 640, "float32")
     out = _run(device, "by_chunks", x, w, x_dtype=x_dtype, slices=slices, ranks=ranks)
     _same(out, _expected(x, w, (x_dtype, "float32"), (slices, 3), ranks, 128))
 
@@ -108,8 +110,11 @@ def test_chunks_are_added_ascending(device: str, x_dtype: str, slices: int, rank
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512bf16", "avx512vnni", "neon"])
 def test_every_instruction_set_of_the_cpu_gives_the_same_bits(isa: str) -> None:
-    """The choice is made once per process, so each runs in one of its own."""
-    program = "import test_sliced_dot as t; [t.by_chunks_has_the_definition_s_bits('cpu', *k) for k in t.KINDS]"
+    """The choice is made once per process, so each runs in one of its own; 29 rows and 24 columns fill no tiles."""
+    program = (
+        "from test_sliced_dot import KINDS, by_chunks_has_the_definition_s_bits as check; "
+        "[check('cpu', *kind, *size) for kind in KINDS for size in ((32, 16), (29, 24))]"
+    )
     environment = {**os.environ, "KERNELFORGE_CPU_ISA": isa}
     here = Path(__file__).parent
     done = subprocess.run(
