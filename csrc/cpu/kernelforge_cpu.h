@@ -72,6 +72,7 @@ KF_MICROKERNEL int32_t kf_cut_rows(const uint16_t* x, int8_t* high, int8_t* low,
                                    int32_t width);
 // acc[m,n] += the dot of one chunk of x[m,k] (float32 where wide, else bfloat16) with weights [n,k] in three slices; k
 // is a multiple of 32, at most 512. x is cut into `slices`, and slice products of the `ranks` highest weights are kept.
+// Two slices and three ranks: weights in two slices, w_high and w_middle.
 KF_MICROKERNEL int32_t kf_sliced_dot_accumulate(float* acc, int64_t ld_acc, const void* x, int64_t ldx,
                                                 const int32_t* w_exponent, const int8_t* w_high, const int8_t* w_middle,
                                                 const int8_t* w_low, int64_t ldw, int32_t m, int32_t n, int32_t k,

@@ -1,4 +1,5 @@
-// acc += the dot of one chunk of rows with float32 weights that were cut into three int8 slices (contract C4).
+// acc += the dot of one chunk of rows with weights that were cut into int8 slices (contract C4): three of float32, two
+// of bfloat16.
 //
 // Rows are cut here, into two slices or three. Slice products of equal weight are summed exactly; the sums of the
 // highest weights ("ranks") are joined from the highest down and scaled, as kernelforge.numerics.window writes it.
@@ -17,7 +18,7 @@ struct SlicedDot {
   const void* x;  // [m][k], uint16_t or float
   int64_t ldx;
   const int32_t* w_exponent;  // [n]
-  const int8_t* w[3];         // [n][k], highest slice first
+  const int8_t* w[3];         // [n][k], highest slice first, the last again where there are two
   int64_t ldw;
   int m, n, k;
 };
@@ -28,15 +29,17 @@ constexpr int32_t kSmallestResult = 27;  // exponent field of 2^-100
 constexpr int32_t kInfinity = 0x7F800000, kNotANumber = 0x7FC00000, kMagnitude = 0x7FFFFFFF;
 
 // How rows of T are cut, and the products that are kept.
-template <class T, int slices, int ranks>
+template <class T, int slices, int ranks, int weight_slices = kWeightSlices>
 struct Cut {
   using Stored = T;
-  static constexpr int kSlices = slices, kRanks = ranks;
+  static constexpr int kSlices = slices, kRanks = ranks, kWeights = weight_slices;
   // Exponent of the unit of the lowest rank.
-  static constexpr int kUnit = (8 * slices - 1) + (8 * kWeightSlices - 1) - 8 * (slices + kWeightSlices - 1 - ranks);
+  static constexpr int kUnit = (8 * slices - 1) + (8 * kWeights - 1) - 8 * (slices + kWeights - 1 - ranks);
 
+  // Whether the lowest slices of both meet.
+  static constexpr bool kLowest = ranks == slices + kWeights - 1;
   // Slices of the weights that a slice of rows meets.
-  static constexpr int met(int slice) { return std::min(kWeightSlices, kRanks - slice); }
+  static constexpr int met(int slice) { return std::min(kWeights, kRanks - slice); }
 };
 
 // Exponent of a window of `slices` slices, from the float32 bits of a row's largest magnitude.
@@ -92,7 +95,7 @@ inline int32_t cut_row(const typename Rows::Stored* x, int k, int8_t* slices, in
 template <class Rows>
 int sliced_dot_by_gemm(Isa isa, const SlicedDot& g) {
   static thread_local Scratch scratch;
-  const int rows = Rows::kSlices * g.m, columns = kWeightSlices * g.n;
+  const int rows = Rows::kSlices * g.m, columns = Rows::kWeights * g.n;
   if (!scratch.reserve(size_t(rows) * g.k + size_t(rows) * columns * sizeof(int32_t) + g.m * sizeof(int32_t) +
                        4 * Scratch::kAlignment)) {
     return kOutOfMemory;
@@ -105,7 +108,7 @@ int sliced_dot_by_gemm(Isa isa, const SlicedDot& g) {
     const auto* x = static_cast<const typename Rows::Stored*>(g.x) + i * g.ldx;
     exponents[i] = cut_row<Rows>(x, g.k, a + int64_t(i) * g.k, slice);
   }
-  for (int s = 0; s < kWeightSlices; ++s) {
+  for (int s = 0; s < Rows::kWeights; ++s) {
     const int meeting = std::min(Rows::kSlices, Rows::kRanks - s) * g.m;
     const int status =
         gemm_s8(isa, GemmS8{products + s * g.n, columns, a, g.k, g.w[s], g.ldw, meeting, g.n, g.k, true, true});
@@ -117,7 +120,7 @@ int sliced_dot_by_gemm(Isa isa, const SlicedDot& g) {
       for (int rank = 0; rank < Rows::kRanks; ++rank) {
         int32_t sum = 0;
         for (int s = 0; s < Rows::kSlices; ++s) {
-          if (rank - s < 0 || rank - s >= kWeightSlices) continue;
+          if (rank - s < 0 || rank - s >= Rows::kWeights) continue;
           sum += products[int64_t(s * g.m + i) * columns + (rank - s) * g.n + j];
         }
         total = total + float(sum) * float(int64_t(1) << (8 * (Rows::kRanks - 1 - rank)));
@@ -142,7 +145,9 @@ namespace {
 template <class Rows>
 inline int sliced_dot(Isa isa, const SlicedDot& g) {
 #if defined(KF_X86)
-  if (isa >= Isa::kAvx512Bf16) return sliced_dot_512<Rows>(g);
+  if constexpr (Rows::kWeights == kWeightSlices) {
+    if (isa >= Isa::kAvx512Bf16) return sliced_dot_512<Rows>(g);
+  }
   if (isa == Isa::kAvx2) return sliced_dot_256<Rows>(g);
 #endif
   return sliced_dot_by_gemm<Rows>(isa, g);
@@ -152,6 +157,7 @@ inline int sliced_dot_accumulate(Isa isa, const SlicedDot& g, bool wide, int sli
   if (g.m < 0 || g.n < 0 || g.k < 0 || g.k > 512 || g.k % 32 != 0) return kBadArgument;
   if (isa == Isa::kMissing) return kIsaMissing;
   if (g.m == 0 || g.n == 0) return kOk;
+  if (slices == 2 && ranks == 3 && !wide) return sliced_dot<Cut<uint16_t, 2, 3, 2>>(isa, g);
   if (slices == 2 && ranks == 4 && !wide) return sliced_dot<Cut<uint16_t, 2, 4>>(isa, g);
   if (slices == 3 && ranks == 3 && !wide) return sliced_dot<Cut<uint16_t, 3, 3>>(isa, g);
   if (slices == 3 && ranks == 3) return sliced_dot<Cut<float, 3, 3>>(isa, g);

@@ -1,7 +1,8 @@
 // Dots of rows that are cut on the way, with AVX2; included by kf_sliced_dot.h.
 //
 // With rows' slices h, m, l and weights' H, M, L, the sums of the two highest ranks only matter as 256 hH + (hM + mH),
-// which 32 bits hold: the sum of h (256 H + M) + m H, one vpmaddwd for both. With two slices, l is in m's place.
+// which 32 bits hold: the sum of h (256 H + M) + m H, one vpmaddwd for both. With two slices, l is in m's place, or L
+// in M's.
 #pragma once
 
 #include "kf_words_avx2.h"
@@ -85,7 +86,7 @@ inline void pack_weights_256(const SlicedDot& g, int column, const WeightStrip25
   for (int c = 0; c < kColumns256; c += 8) {
     for (int i = 0; i < g.k; i += 16) {
       __m128i slice[kWeightSlices][8], pairs[8];
-      for (int s = 0; s < kWeightSlices; ++s) {
+      for (int s = 0; s < Rows::kWeights; ++s) {
         for (int r = 0; r < 8; ++r) {
           const bool present = column + c + r < g.n;
           const int8_t* from = g.w[s] + (present ? column + c + r : 0) * g.ldw + i;
@@ -103,6 +104,7 @@ inline void pack_weights_256(const SlicedDot& g, int column, const WeightStrip25
           const __m256i joined = _mm256_add_epi16(_mm256_slli_epi16(high_middle, 8), turned);
           store_words(out.top + at + w * kColumns256, _mm256_blend_epi16(joined, turned, 0xAA));
         });
+        if constexpr (Rows::kWeights == 2) continue;
         for (int r = 0; r < 8; ++r) {
           pairs[r] = half ? _mm_unpackhi_epi8(slice[2][r], slice[1][r]) : _mm_unpacklo_epi8(slice[2][r], slice[1][r]);
         }
@@ -110,9 +112,10 @@ inline void pack_weights_256(const SlicedDot& g, int column, const WeightStrip25
                                      KF_INLINE_LAMBDA { store_words(out.rest + at + w * kColumns256, low_middle); });
       }
       const int64_t at = i / 2 * kColumns256 + c;
-      if constexpr (Rows::kRanks > 3) {
-        widen_columns_256(slice[2], [&](int w, __m256i pairs_of_k)
-                                        KF_INLINE_LAMBDA { store_words(out.low + at + w * kColumns256, pairs_of_k); });
+      if constexpr (Rows::kLowest) {
+        widen_columns_256(slice[Rows::kWeights - 1], [&](int w, __m256i pairs_of_k) KF_INLINE_LAMBDA {
+          store_words(out.low + at + w * kColumns256, pairs_of_k);
+        });
       }
       if constexpr (Rows::kSlices == 3) {
         widen_columns_256(slice[0], [&](int w, __m256i pairs_of_k)
@@ -144,26 +147,28 @@ inline void add_tile_256(const SlicedDot& g, const CutRows256& rows, int at, int
   for (int r = 0; r < kRows; ++r) {
     for (int s = 0; s < 2; ++s) total[r][s] = _mm256_cvtepi32_ps(sums[r][s]);
   }
-  multiply_tile(high, w.rest, kColumns256, k, sums);
-  if constexpr (Rows::kSlices == 3) {
-    __m256i more[kRows][2];
-    multiply_tile(low, w.high, kColumns256, k / 2, more);
-    for (int r = 0; r < kRows; ++r) {
-      for (int s = 0; s < 2; ++s) sums[r][s] = _mm256_add_epi32(sums[r][s], more[r][s]);
+  if constexpr (Rows::kWeights == 3) {
+    multiply_tile(high, w.rest, kColumns256, k, sums);
+    if constexpr (Rows::kSlices == 3) {
+      __m256i more[kRows][2];
+      multiply_tile(low, w.high, kColumns256, k / 2, more);
+      for (int r = 0; r < kRows; ++r) {
+        for (int s = 0; s < 2; ++s) sums[r][s] = _mm256_add_epi32(sums[r][s], more[r][s]);
+      }
     }
+    join_rank_256(sums, total);
   }
-  join_rank_256(sums, total);
   if constexpr (Rows::kRanks == 5) {
     multiply_tile({rows.middle + at * k, k, 1}, w.rest, kColumns256, k, sums);
     join_rank_256(sums, total);
   }
-  if constexpr (Rows::kRanks > 3) {
+  if constexpr (Rows::kLowest) {
     multiply_tile(low, w.low, kColumns256, k / 2, sums);
     join_rank_256(sums, total);
   }
   const int columns = std::min(kColumns256, g.n - column);
-  alignas(32) int32_t exponents[kColumns256] = {};
-  std::copy_n(g.w_exponent + column, columns, exponents);
+  alignas(32) int32_t exponents[kColumns256];
+  for (int j = 0; j < kColumns256; ++j) exponents[j] = g.w_exponent[column + std::min(j, columns - 1)];
   for (int r = 0; r < kRows && r < tokens; ++r) {
     const int32_t exponent = rows.exponent[at + r];
     alignas(32) float terms[kColumns256];

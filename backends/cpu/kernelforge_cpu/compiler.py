@@ -65,6 +65,11 @@ def _cpu_flags() -> tuple[str, ...]:
     return ()
 
 
+def has_feature(name: str) -> bool:
+    """Whether this CPU has what Linux calls ``name``."""
+    return name in _cpu_flags()
+
+
 @functools.cache
 def native_arch() -> str:
     """A name for this CPU: caches shared between machines keep code for different CPUs apart."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from own_process import printed
 
 import kernelforge as kf
 from kernelforge.conformance.compare import compare
@@ -30,6 +31,20 @@ def test_bits_and_gradients_are_the_references(data, device):
 def test_any_number_of_tokens_has_the_references_bits(M):
     x = conformance.draw(M, "wide", np.random.default_rng(M))
     assert not compare(conformance.expected(x), conformance.run(x, "cpu"))
+
+
+PORTABLE = """
+import numpy as np
+from kernelforge.conformance.compare import compare
+from kernelforge.ops.grouped_projection import conformance
+x = conformance.draw(31, "wide", np.random.default_rng(31))
+assert not compare(conformance.expected(x), conformance.run(x, "cpu"))
+print("same bits")
+"""
+
+
+def test_the_portable_engine_has_the_references_bits():
+    assert printed(PORTABLE, __file__, KERNELFORGE_CPU_ISA="portable") == "same bits"
 
 
 def test_no_tokens_give_no_result():
