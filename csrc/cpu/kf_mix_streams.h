@@ -201,6 +201,86 @@ void mix_bf16(const Streams& g) {
 KF_TARGET_END
 #endif
 
+#if defined(KF_X86)
+KF_TARGET_BEGIN("avx2,fma")
+namespace kf {
+namespace {
+
+KF_ORDERED_SUM(__m256)
+
+// 16 neighbouring elements: the even ones and the odd ones.
+struct HalfPairs {
+  __m256 even, odd;
+};
+
+KF_INLINE HalfPairs load_half_pairs(const uint16_t* from) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  const __m256i magnitude = _mm256_and_si256(words, _mm256_set1_epi16(0x7FFF));
+  const __m256i kept = _mm256_cmpgt_epi16(magnitude, _mm256_set1_epi16((kSmallestRead >> 16) - 1));
+  const __m256i read = _mm256_and_si256(words, kept);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(read, 16)),
+          _mm256_castsi256_ps(_mm256_and_si256(read, _mm256_set1_epi32(int(0xFFFF0000))))};
+}
+
+// mix_stored of eight values, in the high halves of the lanes; what is below is rounded away.
+KF_INLINE __m256i bf16_high_halves(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+  const __m256 zero = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_EQ_OQ), nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+  const __m256i canonical = _mm256_andnot_si256(_mm256_castps_si256(zero), rounded);
+  return _mm256_blendv_epi8(canonical, _mm256_set1_epi32(0x7FC00000), _mm256_castps_si256(nan));
+}
+
+KF_INLINE void store_half_pairs(uint16_t* to, HalfPairs x) {
+  const __m256i even = _mm256_srli_epi32(bf16_high_halves(x.even), 16);
+  const __m256i words = _mm256_blend_epi16(even, bf16_high_halves(x.odd), 0xAA);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), words);
+}
+
+// Results stay in the caches: past them, stores to n streams take up to six times as long on Zen 3.
+template <int n, bool kCollapse>
+void mix_bf16_avx2(const Streams& g) {
+  const auto sum = [&](const __m256* streams, const float* weights, int step) KF_INLINE_LAMBDA {
+    __m256 terms[n];
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) terms[j] = _mm256_mul_ps(_mm256_set1_ps(weights[j * step]), streams[j]);
+    return ordered_sum<n>(terms);
+  };
+  for (int token = 0; token < g.tokens; ++token) {
+    const TokenWeights<n> w(g, token);
+    const uint16_t* x = static_cast<const uint16_t*>(g.x) + token * g.ld_x;
+    const uint16_t* y = kCollapse ? nullptr : static_cast<const uint16_t*>(g.y) + token * g.ld_y;
+    uint16_t* out = static_cast<uint16_t*>(g.out) + token * g.ld_out;
+    for (int c = 0; c < g.channels; c += 16) {
+      __m256 even[n], odd[n];
+#pragma GCC unroll 8
+      for (int j = 0; j < n; ++j) {
+        const HalfPairs stream = load_half_pairs(x + j * g.stride + c);
+        even[j] = stream.even;
+        odd[j] = stream.odd;
+      }
+      if (kCollapse) {
+        store_half_pairs(out + c, {sum(even, w.gate, 1), sum(odd, w.gate, 1)});
+        continue;
+      }
+      const HalfPairs block = load_half_pairs(y + c);
+#pragma GCC unroll 8
+      for (int k = 0; k < n; ++k) {
+        const __m256 gate = _mm256_set1_ps(w.gate[k]);
+        const HalfPairs mixed = {_mm256_add_ps(_mm256_mul_ps(gate, block.even), sum(even, &w.m[0][k], n)),
+                                 _mm256_add_ps(_mm256_mul_ps(gate, block.odd), sum(odd, &w.m[0][k], n))};
+        store_half_pairs(out + k * g.stride + c, mixed);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kf
+KF_TARGET_END
+#endif
+
 namespace kf {
 namespace {
 
@@ -212,6 +292,7 @@ void mix_of(const Streams& g, [[maybe_unused]] Isa isa, bool wide) {
     const bool aligned = reinterpret_cast<uintptr_t>(g.out) % 64 == 0 && g.ld_out % 32 == 0 && g.stride % 32 == 0;
     return g.past_caches && aligned ? mix_bf16<n, kCollapse, true>(g) : mix_bf16<n, kCollapse, false>(g);
   }
+  if (isa == Isa::kAvx2) return mix_bf16_avx2<n, kCollapse>(g);
 #endif
   mix_portable<n, kCollapse, uint16_t>(g);
 }
