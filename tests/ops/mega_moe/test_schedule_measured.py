@@ -1,7 +1,7 @@
 """The schedule model against the wave engine on processes: products that take a known time, over a link of known speed.
 
-Products sleep, so the machine's load matters little; the benchmark measures real ones
-(``python -m kernelforge.ops.mega_moe.parallel.benchmark``).
+Products sleep, so the machine's load matters little, and as it can only add time, the fastest of a few runs counts; the
+benchmark measures real products (``python -m kernelforge.ops.mega_moe.parallel.benchmark``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from kernelforge.ops.mega_moe.schedule import Loads, program, simulate
 ROWS, ROW, RESULT, LOCAL = 8, 2000, 8000, 6
 SECONDS = 0.12
 """Of all products, and of all messages."""
+RUNS = 5
 CASES = [("serial", 1), ("two_stage", 3), ("waves", 3), ("waves", 6)]
 
 
@@ -31,8 +32,9 @@ def test_the_model_predicts_what_the_engine_does(size):
     bandwidth = (size - 1) * ROWS * LOCAL * (ROW + RESULT) / SECONDS
     counts = np.full((size, size * LOCAL), ROWS)
     with Ranks(size) as ranks:
-        measured = ranks.call(run_slept, counts, CASES, SECONDS, (bandwidth, latency), (ROW, RESULT))
-    slowest = dict(zip(CASES, np.max(measured, 0), strict=True))
+        given = (counts, CASES, SECONDS, (bandwidth, latency), (ROW, RESULT))
+        measured = [ranks.call(run_slept, *given) for _ in range(RUNS)]  # [run][rank][case]
+    slowest = dict(zip(CASES, np.min(np.max(measured, 1), 0), strict=True))
     for (schedule, waves), seconds in slowest.items():
         predicted = simulate(program(schedule, waves), _loads(size, waves, bandwidth, latency)).seconds
         assert predicted == pytest.approx(seconds, rel=0.15), (schedule, waves)
