@@ -8,19 +8,6 @@ KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-v
 namespace kf {
 namespace {
 
-// Row pointers of one strip of W; columns past `n` repeat the last one and are discarded by the caller.
-struct StripRows {
-  const uint8_t* codes[kStrip];
-  const uint8_t* scales[kStrip];
-  KF_INLINE StripRows(const MxTile& tile, int col, int n, int first) {
-    for (int c = 0; c < kStrip; ++c) {
-      const int source = col + (c < n ? c : n - 1);
-      codes[c] = tile.w_row(source) + int64_t(first) * (kBlock / 2);
-      scales[c] = tile.w_scale_row(source) + first;
-    }
-  }
-};
-
 // out[j], lane c: bytes 4j .. 4j+3 of block `block` of column c.
 KF_INLINE void load_strip_block(const StripRows& rows, int block, __m512i out[4]) {
   __m512i x[4];

@@ -42,16 +42,8 @@ KF_INLINE void store_octet(void* to, __m256i x) { _mm256_store_si256(static_cast
 
 // Groups of one block of eight entries; to[group][kSumWidth][4].
 KF_INLINE void unpack_octet(const OctetRows& rows, int block, uint8_t* to) {
-  const auto piece = [&](int c) KF_INLINE_LAMBDA {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows.codes[c] + block * (kBlock / 2)));
-  };
-  __m256i x[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) x[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(piece(i)), piece(i + 4), 1);
-  const __m256i a = _mm256_unpacklo_epi32(x[0], x[1]), b = _mm256_unpacklo_epi32(x[2], x[3]);
-  const __m256i c = _mm256_unpackhi_epi32(x[0], x[1]), d = _mm256_unpackhi_epi32(x[2], x[3]);
-  const __m256i packed[4] = {_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b), _mm256_unpacklo_epi64(c, d),
-                             _mm256_unpackhi_epi64(c, d)};
+  __m256i packed[4];
+  avx2::load_columns(rows.codes, int64_t(block) * (kBlock / 2), packed);
   const __m256i table =
       _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
   const __m256i low = _mm256_set1_epi8(15);

@@ -187,19 +187,6 @@ int32_t cut_rows(const MxTile& tile, int row, int m, int first, const Rows<kForm
   return largest.bits;
 }
 
-// Row pointers of one strip of W; columns past `n` repeat the last one and are discarded by the caller.
-struct StripRows {
-  const uint8_t* codes[kStrip];
-  const uint8_t* scales[kStrip];
-  KF_INLINE StripRows(const MxTile& tile, int col, int n, int first) {
-    for (int c = 0; c < kStrip; ++c) {
-      const int source = col + (c < n ? c : n - 1);
-      codes[c] = tile.w_row(source) + int64_t(first) * (kBlock / 2);
-      scales[c] = tile.w_scale_row(source) + first;
-    }
-  }
-};
-
 // out[b], byte c: byte b of x[c].
 KF_INLINE void transpose_bytes(const __m128i x[16], __m128i out[16]) {
   __m128i a[16], b[16];

@@ -178,5 +178,18 @@ KF_INLINE bool fused_is_exact(int32_t largest_a_bits, int32_t largest_w_bits) {
   return kf_f(largest_a_bits) * kf_f(largest_w_bits) <= kLargestFusedScale;
 }
 
+// Row pointers of one strip of W; columns past `n` repeat the last one and are discarded by the caller.
+struct StripRows {
+  const uint8_t* codes[kStrip];
+  const uint8_t* scales[kStrip];
+  KF_INLINE StripRows(const MxTile& tile, int col, int n, int first) {
+    for (int c = 0; c < kStrip; ++c) {
+      const int source = col + (c < n ? c : n - 1);
+      codes[c] = tile.w_row(source) + int64_t(first) * (kBlock / 2);
+      scales[c] = tile.w_scale_row(source) + first;
+    }
+  }
+};
+
 }  // namespace
 }  // namespace kf

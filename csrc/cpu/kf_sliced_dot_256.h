@@ -5,6 +5,7 @@
 // in M's.
 #pragma once
 
+#include "kf_values_256.h"
 #include "kf_words_avx2.h"
 
 #if defined(KF_X86)
@@ -19,12 +20,6 @@ KF_INLINE int32_t largest_bits_256(__m256i x) {
   const __m128i half = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
   const __m128i quarter = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4E));
   return _mm_cvtsi128_si32(_mm_max_epi32(quarter, _mm_shuffle_epi32(quarter, 0xB1)));
-}
-
-KF_INLINE __m256 load8(const float* x) { return _mm256_loadu_ps(x); }
-KF_INLINE __m256 load8(const uint16_t* x) {
-  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
 }
 
 // Rows in pairs of words: (h, m) and (m, l), or (h, l), and the lowest slices side by side.
