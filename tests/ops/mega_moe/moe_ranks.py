@@ -128,7 +128,7 @@ class Sleeping:
         return torch.zeros((arrived.rows.shape[0], self.result_bytes), dtype=torch.uint8)
 
 
-def run_slept(group, counts, cases, seconds, link, sizes, rounds=12) -> list[float]:
+def run_slept(group, counts, cases, seconds, link, sizes, rounds=4) -> list[float]:
     """Seconds of each case on this rank: the least of a few rounds. ``sizes``: bytes of a row out, and back."""
     configure(group, link=link)
     engine = sessions.session(group, torch.device("cpu")).engine

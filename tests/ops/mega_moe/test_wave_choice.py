@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+import types
+
 import numpy as np
 import pytest
 import torch
 from thread_ranks import all_of, on_threads
 
+from kernelforge.ops.mega_moe.parallel import measured as measured_module
 from kernelforge.ops.mega_moe.parallel.headed import Link, ShapedTransport
 from kernelforge.ops.mega_moe.parallel.measured import UNMEASURED_WAVES, Measured, _choose, choose_waves, measure_link
 from kernelforge.ops.mega_moe.schedule import dispatch_row, result_row
@@ -81,3 +86,23 @@ def test_bandwidth_and_latency_of_a_link_are_told_apart():
     for bandwidth, latency in all_of(on_threads(2, work)):
         assert bandwidth == pytest.approx(5e6, rel=0.1)
         assert 0.005 < latency < 0.03
+
+
+def test_a_rank_that_begins_late_does_not_find_the_link_faster(monkeypatch):
+    """Its peer's message is there by then, and tells nothing about the link."""
+    calls = {0: 0, 1: 0}
+    local = threading.local()
+
+    def clock():
+        calls[local.rank] += 1
+        if local.rank == 0 and calls[0] % 2 == 1:  # a round begins
+            time.sleep(0.02)
+        return time.monotonic()
+
+    def work(rank, transport):
+        local.rank = rank
+        return measure_link(ShapedTransport(transport, Link(5e6, 0.02)), torch.device("cpu"), 20.0)
+
+    monkeypatch.setattr(measured_module, "time", types.SimpleNamespace(perf_counter=clock, monotonic=time.monotonic))
+    for _, latency in all_of(on_threads(2, work)):
+        assert latency >= 0.019
