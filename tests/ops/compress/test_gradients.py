@@ -11,6 +11,7 @@ from compress_oracle import entries_in_double
 
 import kernelforge as kf
 from kernelforge.ops.compress import conformance
+from kernelforge.ops.compress.backward import compress_backward
 from kernelforge.ops.compress.conformance import Problem
 
 CSA, HCA = conformance.problems("ci")
@@ -74,6 +75,37 @@ def test_tokens_without_an_entry_have_no_gradient(p):
     assert not found["gate"][:, complete:].any()
     if p.overlap:  # nobody comes after the last window to take its series a
         assert not found["kv"][:, complete - p.ratio : complete, : p.D].any()
+
+
+@both
+def test_what_no_entry_takes_is_cleared(p):
+    """Sequences of every length, and fewer entries than they complete, in memory that holds NaN."""
+    q = dataclasses.replace(p, batch=4)
+    inputs, grad = drawn(q)
+    given = conformance.tensors(q, inputs)
+    count = q.S // q.ratio - 1
+    lengths = [q.S, 0, q.ratio, q.ratio - 1]
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        found = compress_backward(
+            torch.from_numpy(grad[:, :count].copy()).to(given[0].dtype),
+            *given,
+            torch.tensor(lengths, dtype=torch.int32),
+            q.ratio,
+            1e-6,
+            None,
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(tensor.isnan().any() for tensor in found)
+    for tensor in found[:2]:
+        for b, length in enumerate(lengths):
+            windows = min(length // q.ratio, count)
+            end = windows * q.ratio
+            assert not tensor[b, end:].any()
+            assert windows == 0 or tensor[b, :end, -q.D :].any()
+            if q.overlap and windows:
+                assert not tensor[b, end - q.ratio : end, : q.D].any()
 
 
 @both

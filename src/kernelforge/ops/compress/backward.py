@@ -31,9 +31,10 @@ def _backward_impl(
     batch, _, width = kv.shape
     count, D = grad.shape[1], norm_weight.shape[0]
     expect("grad", meta(grad), (kv.dtype,), (batch, count, D), kv.device)
-    grads = [host_memory.empty_like(x).zero_() for x in (kv, gate, position_bias, norm_weight)]
+    overlap = width == 2 * D
+    grads = [host_memory.empty_like(x) for x in (kv, gate)]
+    _clear_unwritten(grads, lengths, count, ratio, D if overlap else 0)
     if grad.numel():
-        overlap = width == 2 * D
         slots = 2 * ratio if overlap else ratio
         parts = batch * -(-count // CHUNK)
         known = kv.new_empty((batch * count, 5, D), dtype=torch.float32)
@@ -52,7 +53,20 @@ def _backward_impl(
         # Slot j of [series, ratio] is row j % ratio of the bias, in the columns of its series.
         bias = total[:slots].view(-1, ratio, D).transpose(0, 1).reshape(ratio, width)
         return grads[0], grads[1], bias.contiguous(), total[slots].clone()
-    return grads[0], grads[1], grads[2], grads[3]
+    return grads[0], grads[1], torch.zeros_like(position_bias), torch.zeros_like(norm_weight)
+
+
+def _clear_unwritten(grads: list[Tensor], lengths: Tensor, count: int, ratio: int, earlier: int) -> None:
+    """Clear what is of no entry: tokens past the last window, and of its own the ``earlier`` channels, which the window
+    after it would take. Elsewhere than on the CPU all is cleared: to know the lengths would be to wait."""
+    for grad in grads:
+        if grad.device.type != "cpu":
+            grad.zero_()
+            continue
+        for sequence, length in zip(grad, lengths.tolist(), strict=True):
+            end = max(min(length // ratio, count), 0) * ratio
+            sequence[end:].zero_()
+            sequence[max(end - ratio, 0) : end, :earlier].zero_()
 
 
 def _backward_fake(

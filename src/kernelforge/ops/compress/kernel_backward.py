@@ -148,7 +148,7 @@ def token_gradient(ratio, overlap, D, chunk, dtype, block_C, threads):
             for i in T.serial(chunk):
                 window = by % (parts // batch) * chunk + i
                 first = T.max((series - 1 - window) * ratio, 0)
-                if (window + 1) * ratio <= length[b]:
+                if (window < total // batch) & ((window + 1) * ratio <= length[b]):
                     for c in T.Parallel(tile_C):
                         entry = T.min(b * (total // batch) + window, total - 1)
                         top[c] = known[entry, TOP, bx * tile_C + c]
