@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "kf_scalar.h"
+#include "core/scalar.h"
 
 #define KF_MICROKERNEL extern "C" __attribute__((visibility("hidden")))
 

@@ -6,8 +6,9 @@
 // two.
 #pragma once
 
-#include "kf_attention.h"
-#include "kf_words_avx2.h"
+#include "attention/chunk.h"
+#include "core/values_256.h"
+#include "core/words_256.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -37,20 +38,14 @@ inline int row_exponent8(const uint16_t* x, int width) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + k));
     amax = _mm256_max_epu16(amax, _mm256_and_si256(words, _mm256_set1_epi16(0x7FFF)));
   }
-  const __m128i half = _mm_max_epu16(_mm256_castsi256_si128(amax), _mm256_extracti128_si256(amax, 1));
-  const int top = 0xFFFF ^ (_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi32(-1)))) & 0xFFFF);
+  const int32_t top = largest_u16(amax);
   if (top >= 0x7F80) return kUnusable;
   return top < (77 << 7) ? kLeastExponent : window_exponent(top << 16);
 }
 
-KF_INLINE __m256 widen8(const uint16_t* x) {
-  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-}
-
 // Eight integers of a window; a product that underflows rounds to 0 all the same.
 KF_INLINE __m256i window8(const uint16_t* x, __m256 unit) {
-  return _mm256_cvtps_epi32(_mm256_mul_ps(zero_below8(widen8(x), kSmallestRead), unit));
+  return _mm256_cvtps_epi32(_mm256_mul_ps(zero_below8(load8(x), kSmallestRead), unit));
 }
 
 // Pairs (q, h) of a row's elements, and its low slices as words.
@@ -199,10 +194,7 @@ struct AttentionAvx2 {
       const int64_t strip = int64_t(i) * x.width;
       const SlicedOperands product{{pairs, ld, 1},    {key_low, ld_low, 1}, q_both + strip,
                                    q_low + strip / 2, kStripAvx2,           x.width};
-      int j = 0;
-      for (; j + 6 <= entries; j += 6) score_rows<6>(product, j, i);
-      if (entries - j == 4) score_rows<4>(product, j, i);
-      if (entries - j == 2) score_rows<2>(product, j, i);
+      in_tiles(entries, [&](auto rows, int j) KF_INLINE_LAMBDA { score_rows<rows()>(product, j, i); });
     }
   }
 
@@ -257,10 +249,7 @@ struct AttentionAvx2 {
   void add() {
     for (int d = 0; d < x.width; d += kStripAvx2) {
       const SlicedOperands product{{p_both, 1, heads}, {p_low, 1, heads}, pairs + d, value_low + d, ld, n};
-      int i = 0;
-      for (; i + 6 <= x.heads; i += 6) add_rows<6>(product, i, d);
-      if (x.heads - i == 4) add_rows<4>(product, i, d);
-      if (x.heads - i == 2) add_rows<2>(product, i, d);
+      in_tiles(x.heads, [&](auto rows, int i) KF_INLINE_LAMBDA { add_rows<rows()>(product, i, d); });
     }
   }
 };

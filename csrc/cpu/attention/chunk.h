@@ -6,10 +6,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "kf_exp2.h"
-#include "kf_gemm_engines.h"
-#include "kf_mx_tile.h"
-#include "kf_scratch.h"
+#include "core/exp2.h"
+#include "core/read.h"
+#include "core/scratch.h"
+#include "gemm/engines.h"
+#include "mx/tile.h"
 
 namespace kf {
 namespace {
@@ -18,7 +19,7 @@ constexpr int kChunk = 128;
 constexpr int kLeastExponent = -49;
 constexpr int kUnusable = 255;
 constexpr float kWeightOne = 32512.0f;
-constexpr float kLargestScore = 0x1p100f, kSmallestRead = 0x1p-50f, kSmallestResult = 0x1p-100f;
+constexpr float kLargestScore = 0x1p100f, kSmallestResult = 0x1p-100f;
 
 struct AttentionChunk {
   float *m, *l, *o;

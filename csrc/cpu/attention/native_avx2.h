@@ -3,7 +3,7 @@
 // Products of bfloat16 are exact in float32; sums are rounded, probabilities are not.
 #pragma once
 
-#include "kf_attention_avx2.h"
+#include "attention/avx2.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -52,10 +52,7 @@ struct NativeAttentionAvx2 {
   void score() {
     for (int i = 0; i < heads; i += kStripAvx2) {
       const float* columns = q + int64_t(i) * x.width;
-      int j = 0;
-      for (; j + 6 <= rows; j += 6) score_rows<6>(columns, j, i);
-      if (rows - j == 4) score_rows<4>(columns, j, i);
-      if (rows - j == 2) score_rows<2>(columns, j, i);
+      in_tiles(rows, [&](auto n, int j) KF_INLINE_LAMBDA { score_rows<n()>(columns, j, i); });
     }
   }
 
@@ -95,10 +92,7 @@ struct NativeAttentionAvx2 {
 
   void add() {
     for (int d = 0; d < x.width; d += kStripAvx2) {
-      int i = 0;
-      for (; i + 6 <= x.heads; i += 6) add_rows<6>(i, d);
-      if (x.heads - i == 4) add_rows<4>(i, d);
-      if (x.heads - i == 2) add_rows<2>(i, d);
+      in_tiles(x.heads, [&](auto n, int i) KF_INLINE_LAMBDA { add_rows<n()>(i, d); });
     }
   }
 };
@@ -122,7 +116,7 @@ inline int attention_chunk_native_avx2(const AttentionChunk& x, const uint16_t* 
   chunk.added = scratch.take<float>(heads);
   pack_queries_f32(x, queries, heads, chunk.q);
   for (int j = 0; j < n; ++j) {
-    for (int k = 0; k < width; k += 8) _mm256_store_ps(chunk.keys + j * ld + k, widen8(x.row(at[j]) + k));
+    for (int k = 0; k < width; k += 8) _mm256_store_ps(chunk.keys + j * ld + k, load8(x.row(at[j]) + k));
   }
   if (n < rows) std::memset(chunk.keys + n * ld, 0, width * sizeof(float));
   chunk.score();

@@ -3,7 +3,7 @@
 // Queries and entries are multiplied as they are, probabilities are rounded to bfloat16.
 #pragma once
 
-#include "kf_attention_vnni.h"
+#include "attention/vnni.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prefer-vector-width=512")

@@ -4,8 +4,8 @@
 // accumulators start at -128 times the sum of the signed side, and end at the true dot.
 #pragma once
 
-#include "kf_attention.h"
-#include "kf_transpose_512.h"
+#include "attention/chunk.h"
+#include "core/transpose_512.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")

@@ -4,11 +4,11 @@
 
 #include <algorithm>
 
-#include "kf_isa.h"
-#include "kf_read.h"
-#include "kf_scalar.h"
-#include "kf_values_256.h"
-#include "kf_values_512.h"
+#include "core/isa.h"
+#include "core/read.h"
+#include "core/scalar.h"
+#include "core/values_256.h"
+#include "core/values_512.h"
 
 namespace kf {
 namespace {
@@ -29,7 +29,7 @@ struct Entry {
 KF_INLINE float rsqrt_value(float x) {
   constexpr int32_t kInfinity = 0x7F800000, kNan = 0x7FC00000, kBinade = 1 << 23;
   const int32_t bits = kf_i(x);
-  if ((bits & 0x7FFFFFFF) < kSmallestRead) return kf_f(kInfinity);
+  if ((bits & 0x7FFFFFFF) < kSmallestReadBits) return kf_f(kInfinity);
   if (bits == kInfinity) return 0.0f;
   if (bits < 0 || bits > kInfinity) return kf_f(kNan);
   const int32_t seed = kRsqrtSeed - (bits >> 1);

@@ -1,7 +1,7 @@
 // The gradients of an entry's tokens from that of its weighted mean; see kernelforge.ops.compress.pool.
 #pragma once
 
-#include "kf_weighted_mean.h"
+#include "compress/weighted_mean.h"
 
 namespace kf {
 namespace {

@@ -7,10 +7,10 @@
 
 #include <algorithm>
 
-#include "kf_exp2.h"
-#include "kf_isa.h"
-#include "kf_read.h"
-#include "kf_scalar.h"
+#include "core/exp2.h"
+#include "core/isa.h"
+#include "core/read.h"
+#include "core/scalar.h"
 
 namespace kf {
 namespace {
@@ -135,8 +135,8 @@ KF_INLINE void ask_for(const T* at) {
   KF_EACH x[i] = value;      \
   KF_EACH asm volatile("" : "+v"(x[i]))
 
-#include "kf_weighted_mean_256.h"
-#include "kf_weighted_mean_512.h"
+#include "compress/weighted_mean_256.h"
+#include "compress/weighted_mean_512.h"
 
 namespace kf {
 namespace {

@@ -1,7 +1,7 @@
-// The weighted mean over the slots of an entry with AVX2; included by kf_weighted_mean.h.
+// The weighted mean over the slots of an entry with AVX2; included by compress/weighted_mean.h.
 #pragma once
 
-#include "kf_values_256.h"
+#include "core/values_256.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")

@@ -1,7 +1,7 @@
-// The weighted mean over the slots of an entry with AVX-512; included by kf_weighted_mean.h.
+// The weighted mean over the slots of an entry with AVX-512; included by compress/weighted_mean.h.
 #pragma once
 
-#include "kf_values_512.h"
+#include "core/values_512.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
@@ -13,7 +13,7 @@ KF_INLINE __mmask16 kept16(const float*, __m512 value) { return is_read(value); 
 KF_INLINE __mmask16 kept16(const uint16_t* from, __m512) {
   const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   const __m256i magnitude = _mm256_and_si256(words, _mm256_set1_epi16(0x7FFF));
-  return _mm256_cmpge_epu16_mask(magnitude, _mm256_set1_epi16(kSmallestRead >> 16));
+  return _mm256_cmpge_epu16_mask(magnitude, _mm256_set1_epi16(kSmallestReadBits >> 16));
 }
 
 // Weights of n logits, from their distance to the largest one, in place. Step by step for all of them, and compilers

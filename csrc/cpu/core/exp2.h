@@ -1,8 +1,8 @@
 // The polynomial of the contract's exponential (C6), see kernelforge.numerics.elementary.
 #pragma once
 
-#include "kf_isa.h"
-#include "kf_scalar.h"
+#include "core/isa.h"
+#include "core/scalar.h"
 
 namespace kf {
 namespace {

@@ -1,15 +1,16 @@
 // Stored elements as the contract reads them (C1), magnitudes below 2^-50 as +0, and as it writes them (C8).
 #pragma once
 
-#include "kf_isa.h"
-#include "kf_scalar.h"
+#include "core/isa.h"
+#include "core/scalar.h"
 
 namespace kf {
 namespace {
 
-constexpr int32_t kSmallestRead = 77 << 23;  // 2^-50
+constexpr float kSmallestRead = 0x1p-50f;
+constexpr int32_t kSmallestReadBits = 77 << 23;
 
-KF_INLINE float read_value(float x) { return kf_f((kf_i(x) & 0x7FFFFFFF) < kSmallestRead ? 0 : kf_i(x)); }
+KF_INLINE float read_value(float x) { return kf_f((kf_i(x) & 0x7FFFFFFF) < kSmallestReadBits ? 0 : kf_i(x)); }
 KF_INLINE float read_value(uint16_t code) { return read_value(kf_f(int32_t(uint32_t(code) << 16))); }
 
 // A float32 as an op stores it: NaN is 0x7FC00000, -0 is +0; to bfloat16 by round to nearest even.

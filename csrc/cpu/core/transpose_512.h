@@ -1,7 +1,7 @@
 // A transposition of 4-byte words, as AVX512-VNNI wants its second operand packed.
 #pragma once
 
-#include "kf_isa.h"
+#include "core/isa.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")

@@ -1,7 +1,7 @@
-// 8 stored elements at a time as the contract reads and writes them (C1, C8), with AVX2; see kf_read.h.
+// 8 stored elements at a time as the contract reads and writes them (C1, C8), with AVX2; see core/read.h.
 #pragma once
 
-#include "kf_read.h"
+#include "core/read.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -12,7 +12,7 @@ KF_INLINE __m256 constant8(int32_t bits) { return _mm256_castsi256_ps(_mm256_set
 
 KF_INLINE __m256 read8(__m256 x) {
   const __m256i magnitude = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7FFFFFFF));
-  const __m256i kept = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(kSmallestRead - 1));
+  const __m256i kept = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(kSmallestReadBits - 1));
   return _mm256_and_ps(x, _mm256_castsi256_ps(kept));
 }
 
@@ -30,11 +30,14 @@ KF_INLINE __m256i canonical_bits(__m256 x) {
   return _mm256_castps_si256(_mm256_blendv_ps(plain, constant8(0x7FC00000), _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
 }
 KF_INLINE void store8(float* to, __m256 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), canonical_bits(x)); }
-KF_INLINE void store8(uint16_t* to, __m256 x) {
+// Of what is stored as bfloat16 the codes are the high halves; the low ones are any.
+KF_INLINE __m256i bf16_high_halves(__m256 x) {
   const __m256i bits = canonical_bits(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
-  const __m256i codes = _mm256_srli_epi32(up, 16);
+  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+}
+KF_INLINE void store8(uint16_t* to, __m256 x) {
+  const __m256i codes = _mm256_srli_epi32(bf16_high_halves(x), 16);
   const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), words);
 }

@@ -1,7 +1,7 @@
-// 16 stored elements at a time as the contract reads and writes them (C1, C8), with AVX-512; see kf_read.h.
+// 16 stored elements at a time as the contract reads and writes them (C1, C8), with AVX-512; see core/read.h.
 #pragma once
 
-#include "kf_read.h"
+#include "core/read.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
@@ -12,7 +12,7 @@ KF_INLINE __m512 constant(int32_t bits) { return _mm512_castsi512_ps(_mm512_set1
 
 KF_INLINE __mmask16 is_read(__m512 x) {
   const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF));
-  return _mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(kSmallestRead));
+  return _mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(kSmallestReadBits));
 }
 KF_INLINE __m512 read16(__m512 x) { return _mm512_maskz_mov_ps(is_read(x), x); }
 

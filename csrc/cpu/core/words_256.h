@@ -2,8 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "kf_isa.h"
+#include "core/isa.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -18,6 +19,19 @@ struct TileRows {
   const T* from;
   int64_t ld, step;
 };
+
+// Calls each(std::integral_constant<int, n>, row) for tiles of n = 6, 4 or 2 rows; the last has one row too many where
+// `rows` is odd.
+template <class Each>
+KF_INLINE void in_tiles(int rows, Each each) {
+  int row = 0;
+  for (; rows - row > 4; row += 6) each(std::integral_constant<int, 6>(), row);
+  if (rows - row > 2) {
+    each(std::integral_constant<int, 4>(), row);
+  } else if (rows - row > 0) {
+    each(std::integral_constant<int, 2>(), row);
+  }
+}
 
 KF_INLINE __m256i load_words(const int32_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
 
@@ -102,6 +116,11 @@ KF_INLINE void transpose_words_8(const __m128i (&from)[8], __m128i (&to)[8]) {
     to[2 * r] = _mm_unpacklo_epi16(b[r], b[r + 4]);
     to[2 * r + 1] = _mm_unpackhi_epi16(b[r], b[r + 4]);
   }
+}
+
+KF_INLINE int32_t largest_u16(__m256i words) {
+  const __m128i half = _mm_max_epu16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  return 0xFFFF ^ (_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi32(-1)))) & 0xFFFF);
 }
 
 KF_INLINE __m256 magnitude8(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }

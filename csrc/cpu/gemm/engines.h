@@ -1,9 +1,9 @@
 // Every engine of the exact int8 dot, and the choice among them.
 #pragma once
 
-#include "kf_gemm_avx2.h"
-#include "kf_gemm_s8.h"
-#include "kf_mx_amx.h"
+#include "gemm/s8.h"
+#include "gemm/s8_amx.h"
+#include "gemm/s8_avx2.h"
 
 namespace kf {
 namespace {

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
-#include "kf_isa.h"
-#include "kf_scratch.h"
+#include "core/isa.h"
+#include "core/scratch.h"
 
 namespace kf {
 namespace {

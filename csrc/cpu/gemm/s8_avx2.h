@@ -1,8 +1,8 @@
 // The exact int8 dot by AVX2: both operands are widened to 16 bits when they are packed, vpmaddwd sums two k at a time.
 #pragma once
 
-#include "kf_gemm_s8.h"
-#include "kf_words_avx2.h"
+#include "core/words_256.h"
+#include "gemm/s8.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -106,15 +106,7 @@ inline int gemm_s8_avx2(const GemmS8& g) {
         pack_strip_avx2(g, col, first, k, depth, b);
         const GemmRowsAvx2 x{
             a, b, pairs, g.c + row * g.ldc + col, g.ldc, m, std::min(kGemmStripAvx2, g.n - col), g.clear && first == 0};
-        int r = 0;
-        for (; r + 6 <= m; r += 6) add_tile_avx2<6>(x, r);
-        if (m - r > 4) {
-          add_tile_avx2<6>(x, r);
-        } else if (m - r > 2) {
-          add_tile_avx2<4>(x, r);
-        } else if (m - r > 0) {
-          add_tile_avx2<2>(x, r);
-        }
+        in_tiles(m, [&](auto rows, int r) KF_INLINE_LAMBDA { add_tile_avx2<rows()>(x, r); });
       }
     }
   }

@@ -5,9 +5,9 @@
 // highest weights ("ranks") are joined from the highest down and scaled, as kernelforge.numerics.window writes it.
 #pragma once
 
-#include "kf_gemm_engines.h"
-#include "kf_read.h"
-#include "kf_scalar.h"
+#include "core/read.h"
+#include "core/scalar.h"
+#include "gemm/engines.h"
 
 namespace kf {
 namespace {
@@ -45,7 +45,7 @@ struct Cut {
 // Exponent of a window of `slices` slices, from the float32 bits of a row's largest magnitude.
 inline int32_t sliced_exponent(int32_t amax, int slices) {
   if (amax >= kInfinity) return kUnusable;
-  if (amax < kSmallestRead) return 0;
+  if (amax < kSmallestReadBits) return 0;
   // Significands that would round past 127 in the high slice take one exponent more.
   return ((amax + (slices == 2 ? 0x10000 : 0x10101)) >> 23) - 126;
 }
@@ -70,7 +70,7 @@ inline int32_t cut_row(const typename Rows::Stored* x, int k, int8_t* slices, in
   for (int i = 0; i < k; ++i) {
     const int32_t bits = value_bits(x[i]);
     int32_t q = 0;
-    if ((bits & kMagnitude) >= kSmallestRead && exponent != kUnusable) {
+    if ((bits & kMagnitude) >= kSmallestReadBits && exponent != kUnusable) {
       // x * 2^(8 s - 1 - e), rounded to nearest even by integers.
       const int places = exponent + 126 - ((bits & kMagnitude) >> 23) + 25 - 8 * kSlices;
       const int32_t significand = (bits & 0x7FFFFF) | 0x800000;
@@ -136,8 +136,8 @@ int sliced_dot_by_gemm(Isa isa, const SlicedDot& g) {
 }  // namespace
 }  // namespace kf
 
-#include "kf_sliced_dot_256.h"
-#include "kf_sliced_dot_512.h"
+#include "gemm/sliced_dot_256.h"
+#include "gemm/sliced_dot_512.h"
 
 namespace kf {
 namespace {

@@ -1,12 +1,12 @@
-// Dots of rows that are cut on the way, with AVX2; included by kf_sliced_dot.h.
+// Dots of rows that are cut on the way, with AVX2; included by gemm/sliced_dot.h.
 //
 // With rows' slices h, m, l and weights' H, M, L, the sums of the two highest ranks only matter as 256 hH + (hM + mH),
 // which 32 bits hold: the sum of h (256 H + M) + m H, one vpmaddwd for both. With two slices, l is in m's place, or L
 // in M's.
 #pragma once
 
-#include "kf_values_256.h"
-#include "kf_words_avx2.h"
+#include "core/values_256.h"
+#include "core/words_256.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -43,7 +43,7 @@ inline void cut_row_256(const typename Rows::Stored* x, int k, int at, CutRows25
     __m256i lowest[2];
     for (int half = 0; half < 2; ++half) {
       const __m256 value = usable ? load8(x + i + 8 * half) : _mm256_setzero_ps();
-      const __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(zero_below8(value, 0x1p-50f), factor));
+      const __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(zero_below8(value, kSmallestRead), factor));
       const __m256i upper = high_slice(q);
       lowest[half] = low_slice(q, upper);
       if constexpr (kSlices == 2) {
@@ -198,16 +198,9 @@ int sliced_dot_256(const SlicedDot& g) {
     }
     for (int s = 0; s < strips; ++s) {  // rows beyond the last are whatever they were
       const WeightStrip256 w(weights + s * strip, g.k);
-      for (int t = 0; t < tokens; t += 6) {
-        const int left = tokens - t, column = s * kColumns256;
-        if (left > 4) {
-          add_tile_256<Rows, 6>(g, rows, t, row + t, left, column, w);
-        } else if (left > 2) {
-          add_tile_256<Rows, 4>(g, rows, t, row + t, left, column, w);
-        } else {
-          add_tile_256<Rows, 2>(g, rows, t, row + t, left, column, w);
-        }
-      }
+      in_tiles(tokens, [&](auto n, int t) KF_INLINE_LAMBDA {
+        add_tile_256<Rows, n()>(g, rows, t, row + t, tokens - t, s * kColumns256, w);
+      });
     }
   }
   return kOk;

@@ -1,10 +1,10 @@
-// Dots of rows that are cut on the way, with AVX-512 VNNI; included by kf_sliced_dot.h.
+// Dots of rows that are cut on the way, with AVX-512 VNNI; included by gemm/sliced_dot.h.
 //
 // Slices of rows are kept as unsigned bytes, 128 too large: what that adds to a dot is 128 times the sum of the
 // weights' column, which is known when the weights are packed.
 #pragma once
 
-#include "kf_transpose_512.h"
+#include "core/transpose_512.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
@@ -58,7 +58,7 @@ KF_INLINE __m512i window_512(__m512 value, __m512 factor, __m512i bias) {
   __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(value, factor));
   if (kReadSmall) {
     const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(kMagnitude));
-    q = _mm512_maskz_mov_epi32(_mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(kSmallestRead)), q);
+    q = _mm512_maskz_mov_epi32(_mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(kSmallestReadBits)), q);
   }
   return _mm512_add_epi32(q, bias);
 }

@@ -1,12 +1,12 @@
 // The indexer's scores by vpmaddubsw: dots of a block stay in 16 bits, and vpmaddwd multiplies them by the entry's
 // scale.
 //
-// Heads are folded (kf_indexer_folded.h), entries are not: unsigned w + 12, below 2^5, times q, at most 96, twice, is
+// Heads are folded (indexer/folded.h), entries are not: unsigned w + 12, below 2^5, times q, at most 96, twice, is
 // below 2^15. A block's lane adds eight such pairs modulo 2^16, from minus what the offset brings; what is left is at
 // most 16 * 12 * 96, which 16 bits hold. Its weight in the entry's dot is 2^0 to 2^3, or 0 for a scale read as zero.
 #pragma once
 
-#include "kf_indexer_folded.h"
+#include "indexer/folded.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -16,7 +16,7 @@ namespace {
 constexpr int kOctet = 8;                       // entries of a register
 constexpr int kDotHeads = 4, kDotEntries = 16;  // what a kernel takes: their sums fill half of the registers
 constexpr int kEntryOffset = 12;
-constexpr int kGroups = kBlock / 4;  // of four elements in a block
+constexpr int kQuartets = kBlock / 4;
 
 // codes: [depth / 4][kSumWidth] groups of four bytes; factor: [depth / kBlock][kSumWidth], the same 16 bits twice.
 struct EntryPanel : FoldedScales {
@@ -84,7 +84,7 @@ inline void fold_entries(const IndexerTile& tile, int first, int count, EntryPan
       refused = _mm256_or_si256(refused, _mm256_andnot_si256(zero, _mm256_cmpgt_epi32(base, bytes[b])));
       const __m256i factor = _mm256_sllv_epi32(_mm256_set1_epi32(0x00010001), shift);
       store_octet(out.factor + b * kSumWidth + at, _mm256_andnot_si256(zero, factor));
-      unpack_octet(rows, b, out.codes + (int64_t(b) * kGroups * kSumWidth + at) * 4);
+      unpack_octet(rows, b, out.codes + (int64_t(b) * kQuartets * kSumWidth + at) * 4);
     }
     store_octet(out.scale + at, _mm256_slli_epi32(base, 23));
     lowest = _mm256_min_epi32(lowest, base);
@@ -101,10 +101,10 @@ inline void fold_entries(const IndexerTile& tile, int first, int count, EntryPan
 // bias[block][padded heads]: two 16-bit sums that take the entries' offset from a block's lanes.
 inline void block_biases(const FoldedQuery& query, int ld, int blocks, int32_t* bias) {
   for (int b = 0; b < blocks; ++b) {
-    const int32_t* codes = query.codes + int64_t(b) * kGroups * ld;
+    const int32_t* codes = query.codes + int64_t(b) * kQuartets * ld;
     for (int h = 0; h < ld; h += kOctet) {
       __m256i sums = _mm256_setzero_si256();
-      for (int j = 0; j < kGroups; ++j) {
+      for (int j = 0; j < kQuartets; ++j) {
         const __m256i four = load_octet(codes + j * ld + h);
         sums = _mm256_sub_epi16(sums, _mm256_maddubs_epi16(_mm256_set1_epi8(kEntryOffset), four));
       }
@@ -154,7 +154,7 @@ KF_INLINE void dot_products(const FoldedQuery& query, const int32_t* bias, const
   for (int b = 0; b < blocks; ++b, bias += ld, factors += kSumWidth) {
     KF_EACH_HEAD(KF_BEGIN_HEAD)
 #pragma GCC unroll 2
-    for (int j = 0; j < kGroups; ++j, codes += ld, entries += kSumWidth * 4) {
+    for (int j = 0; j < kQuartets; ++j, codes += ld, entries += kSumWidth * 4) {
       const __m256i w0 = load_octet(entries), w1 = load_octet(entries + 32);
       KF_EACH_HEAD(KF_ADD_HEAD)
     }

@@ -1,8 +1,8 @@
 // Every engine of the indexer's scores, and the choice among them.
 #pragma once
 
-#include "kf_indexer_avx2.h"
-#include "kf_indexer_vnni.h"
+#include "indexer/avx2.h"
+#include "indexer/vnni.h"
 
 namespace kf {
 namespace {

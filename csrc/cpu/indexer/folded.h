@@ -8,7 +8,7 @@
 // takes the other way.
 #pragma once
 
-#include "kf_indexer.h"
+#include "indexer/scores.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -86,7 +86,7 @@ inline void fold_query(const IndexerTile& tile, int query, FoldedQuery& out) {
     const int sum = _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2) - 128 * tile.depth;
     out.bias[h] = -kFoldOffset * sum;
     const float given = real ? tile.weights[query * tile.ld_weights + h] : 0.0f;
-    const float weight = std::fabs(given) < 0x1p-50f ? 0.0f : given;
+    const float weight = std::fabs(given) < kSmallestRead ? 0.0f : given;
     out.usable &= std::fabs(weight) <= 0x1p60f;  // no NaN either
     out.scale = std::max(out.scale, base - 127 - 2);
     out.weight[h] = weight * power_of_two(base - 127 - 2);

@@ -1,13 +1,13 @@
 // Scores of the lightning indexer: scores[s,t] = R(H) over heads of weights[s,h] * relu(q[s,h] . k[t]).
 //
 // Any engine of the MX block accumulation gives the dots; then a head sum. Where the scales of a query and of 32
-// entries allow it, there is a shorter way (kf_indexer_folded.h).
+// entries allow it, there is a shorter way (indexer/folded.h).
 #pragma once
 
 #include <algorithm>
 
-#include "kf_mx_engines.h"
-#include "kf_read.h"
+#include "core/read.h"
+#include "mx/engines.h"
 
 namespace kf {
 namespace {
@@ -61,7 +61,7 @@ KF_INLINE void sum_heads(float* p, int heads, float* sums) {
 template <int kWidth>
 KF_INLINE void weigh(float* dots, int heads, const float* weights) {
   for (int h = 0; h < heads; ++h) {
-    const float weight = std::fabs(weights[h]) < 0x1p-50f ? 0.0f : weights[h];
+    const float weight = std::fabs(weights[h]) < kSmallestRead ? 0.0f : weights[h];
     float* row = dots + h * kWidth;
     for (int c = 0; c < kWidth; ++c) {
       const float positive = row[c] <= 0.0f ? 0.0f : row[c];  // NaN stays

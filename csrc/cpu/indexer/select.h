@@ -3,10 +3,10 @@
 
 #include <algorithm>
 
-#include "kf_isa.h"
-#include "kf_read.h"
-#include "kf_scalar.h"
-#include "kf_values_512.h"
+#include "core/isa.h"
+#include "core/read.h"
+#include "core/scalar.h"
+#include "core/values_512.h"
 
 namespace kf {
 namespace {

@@ -1,7 +1,7 @@
-// The indexer's scores as one chain of AVX512-VNNI dots over the whole head dimension (see kf_indexer_folded.h).
+// The indexer's scores as one chain of AVX512-VNNI dots over the whole head dimension (see indexer/folded.h).
 #pragma once
 
-#include "kf_indexer_folded.h"
+#include "indexer/folded.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")

@@ -5,9 +5,10 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "kf_isa.h"
-#include "kf_read.h"
-#include "kf_scalar.h"
+#include "core/isa.h"
+#include "core/read.h"
+#include "core/scalar.h"
+#include "core/values_256.h"
 
 namespace kf {
 namespace {
@@ -133,7 +134,7 @@ struct Pairs {
 KF_INLINE Pairs load_pairs(const uint16_t* from) {
   const __m512i words = _mm512_loadu_si512(from);
   const __m512i magnitude = _mm512_and_si512(words, _mm512_set1_epi16(0x7FFF));
-  const __mmask32 kept = _mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(kSmallestRead >> 16));
+  const __mmask32 kept = _mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(kSmallestReadBits >> 16));
   const __m512i read = _mm512_maskz_mov_epi16(kept, words);
   return {_mm512_castsi512_ps(_mm512_slli_epi32(read, 16)),
           _mm512_castsi512_ps(_mm512_and_si512(read, _mm512_set1_epi32(int(0xFFFF0000))))};
@@ -216,20 +217,10 @@ struct HalfPairs {
 KF_INLINE HalfPairs load_half_pairs(const uint16_t* from) {
   const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   const __m256i magnitude = _mm256_and_si256(words, _mm256_set1_epi16(0x7FFF));
-  const __m256i kept = _mm256_cmpgt_epi16(magnitude, _mm256_set1_epi16((kSmallestRead >> 16) - 1));
+  const __m256i kept = _mm256_cmpgt_epi16(magnitude, _mm256_set1_epi16((kSmallestReadBits >> 16) - 1));
   const __m256i read = _mm256_and_si256(words, kept);
   return {_mm256_castsi256_ps(_mm256_slli_epi32(read, 16)),
           _mm256_castsi256_ps(_mm256_and_si256(read, _mm256_set1_epi32(int(0xFFFF0000))))};
-}
-
-// mix_stored of eight values, in the high halves of the lanes; what is below is rounded away.
-KF_INLINE __m256i bf16_high_halves(__m256 x) {
-  const __m256i bits = _mm256_castps_si256(x);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
-  const __m256 zero = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_EQ_OQ), nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
-  const __m256i canonical = _mm256_andnot_si256(_mm256_castps_si256(zero), rounded);
-  return _mm256_blendv_epi8(canonical, _mm256_set1_epi32(0x7FC00000), _mm256_castps_si256(nan));
 }
 
 KF_INLINE void store_half_pairs(uint16_t* to, HalfPairs x) {

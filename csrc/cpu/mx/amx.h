@@ -6,8 +6,8 @@
 // here is one.
 #pragma once
 
-#include "kf_gemm_s8.h"
-#include "kf_mx_folded.h"
+#include "core/amx_tiles.h"
+#include "mx/folded.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN(
@@ -18,28 +18,6 @@ namespace {
 constexpr int kTileWords = kStrip * kBlock;  // bf16 in one tile of either operand
 constexpr int kAmxRows = 32;                 // rows of a kernel: two tiles
 constexpr int kAmxRowStride = kBlock * 2;    // bytes
-
-struct AmxConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t column_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// Configures the eight tiles as 16 x 64 bytes for the scope.
-class AmxTiles {
- public:
-  KF_INLINE AmxTiles() {
-    alignas(64) AmxConfig config;
-    for (int i = 0; i < 8; ++i) {
-      config.column_bytes[i] = 64;
-      config.rows[i] = 16;
-    }
-    _tile_loadconfig(&config);
-  }
-  KF_INLINE ~AmxTiles() { _tile_release(); }
-};
 
 struct AmxOperands {
   const uint16_t* a;    // [blocks][2 row tiles][16][32]
@@ -220,40 +198,6 @@ int amx_accumulate(const MxTile& tile) {
     }
   }
   return kOk;
-}
-
-struct AmxGemm {
-  using T = int8_t;
-  static constexpr int kGroup = 4, kRows = kAmxRows, kFlip = 0;
-  static void kernel(const GemmOperands<T>& x, int32_t* out) {
-    const T* below = x.a + int64_t(kStrip) * x.depth;
-    const T* b = x.b;
-    const int64_t second = int64_t(x.depth) * kStrip;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int i = 0; i < x.depth; i += kGemmDepth, b += kGemmDepth * kStrip) {
-      _tile_loadd(4, x.a + i, x.depth);
-      _tile_loadd(6, b, kGemmDepth);
-      _tile_dpbssd(0, 4, 6);
-      _tile_loadd(7, b + second, kGemmDepth);
-      _tile_dpbssd(1, 4, 7);
-      _tile_loadd(5, below + i, x.depth);
-      _tile_dpbssd(2, 5, 6);
-      _tile_dpbssd(3, 5, 7);
-    }
-    constexpr int64_t kLd = kGemmColumns * sizeof(int32_t);
-    _tile_stored(0, out, kLd);
-    _tile_stored(1, out + kStrip, kLd);
-    _tile_stored(2, out + kStrip * kGemmColumns, kLd);
-    _tile_stored(3, out + kStrip * kGemmColumns + kStrip, kLd);
-  }
-};
-
-inline int gemm_s8_amx(const GemmS8& g) {
-  const AmxTiles tiles;
-  return gemm_s8_tiles<AmxGemm>(g);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // AVX2: panels of 16 columns, unpacked once for all rows of a tile; four rows at a time fill the registers.
 #pragma once
 
-#include "kf_mx_avx2_read.h"
+#include "mx/avx2_read.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -61,9 +61,9 @@ void unpack_panel(const StripRows& rows, int blocks, int64_t ahead, uint8_t* out
       }
     }
     for (int h = 0; h < 2; ++h) {
-      __m256i packed[kGroups], steps[kGroupSteps<kFormat>];
+      __m256i packed[kOctets], steps[kGroupSteps<kFormat>];
       load_columns(rows.codes + 8 * h, at, packed);
-      for (int g = 0; g < kGroups; ++g) {
+      for (int g = 0; g < kOctets; ++g) {
         unpack_group<kFormat>(packed[g], steps);
         for (int i = 0; i < kGroupSteps<kFormat>; ++i) {
           uint8_t* to = out + (g * kGroupSteps<kFormat> + i) * kStepBytes + 32 * h;

@@ -2,7 +2,7 @@
 // sums stay there over all of k.
 #pragma once
 
-#include "kf_mx_avx2_read.h"
+#include "mx/avx2_read.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -35,14 +35,14 @@ void gemv_columns(const uint8_t* const columns[8], const float* factors, const R
       const int64_t next = at + kPrefetch < column_bytes ? at + kPrefetch : ahead + (at + kPrefetch - column_bytes);
       for (int c = 0; c < 8; ++c) _mm_prefetch(reinterpret_cast<const char*>(columns[c] + next), _MM_HINT_T0);
     }
-    __m256i packed[kGroups], dots[kRows];
+    __m256i packed[kOctets], dots[kRows];
     load_columns(columns, at, packed);
     for (int r = 0; r < kRows; ++r) {
       dots[r] = two_slices<kFormat> ? _mm256_setzero_si256() : _mm256_set1_epi32(rows.bias[r * rows.room + b]);
     }
     const uint8_t* a = rows.at(0, b);
 #pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) {
+    for (int g = 0; g < kOctets; ++g) {
       __m256i steps[kGroupSteps<kFormat>];
       unpack_group<kFormat>(packed[g], steps);
 #pragma GCC unroll 4

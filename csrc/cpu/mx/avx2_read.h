@@ -8,7 +8,8 @@
 // (0,4) (2,6) (1,5) (3,7) of words, or (0,2,4,6) (1,3,5,7) of bytes: so nibbles come apart without moving.
 #pragma once
 
-#include "kf_mx_slices.h"
+#include "core/words_256.h"
+#include "mx/slices.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma")
@@ -17,12 +18,12 @@ namespace {
 namespace avx2 {
 
 constexpr int kOffset = 12;
-constexpr int kGroups = kBlock / 8;  // of eight elements, in a block
+constexpr int kOctets = kBlock / 8;
 
 template <int kFormat>
 constexpr int kGroupSteps = two_slices<kFormat> ? 4 : 2;
 template <int kFormat>
-constexpr int kSteps = kGroups * kGroupSteps<kFormat>;  // in a block
+constexpr int kSteps = kOctets * kGroupSteps<kFormat>;  // in a block
 
 // Rows of A over one chunk of blocks.
 template <int kFormat>
@@ -40,11 +41,6 @@ struct Rows {
 KF_INLINE __m128i load_16(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
 KF_INLINE __m256i load_32(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 KF_INLINE __m256i twice(__m128i x) { return _mm256_broadcastsi128_si256(x); }
-
-KF_INLINE int32_t largest_u16(__m256i words) {
-  const __m128i half = _mm_max_epu16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-  return 0xFFFF ^ (_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi32(-1)))) & 0xFFFF);
-}
 
 // How q of an E4M3 code comes about in a window: its significand times a power of two, which the exponent looks up.
 // Codes below 32, the only ones that may round, look up their significand.
@@ -246,7 +242,7 @@ KF_INLINE int32_t read_strip_scales(const StripRows& rows, int blocks, float* fa
 }
 
 // out[g], lane c: bytes 4g .. 4g+3, `at` bytes into each of eight rows.
-KF_INLINE void load_columns(const uint8_t* const rows[8], int64_t at, __m256i out[kGroups]) {
+KF_INLINE void load_columns(const uint8_t* const rows[8], int64_t at, __m256i out[kOctets]) {
   __m256i x[4];
   for (int i = 0; i < 4; ++i) x[i] = _mm256_setr_m128i(load_16(rows[i] + at), load_16(rows[i + 4] + at));
   const __m256i a = _mm256_unpacklo_epi32(x[0], x[1]), b = _mm256_unpacklo_epi32(x[2], x[3]);

@@ -1,7 +1,7 @@
 // AVX-512 reading of the operands, shared by the VNNI, BF16 and AMX engines.
 #pragma once
 
-#include "kf_mx_tile.h"
+#include "mx/tile.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")

@@ -7,8 +7,8 @@
 // memory costs stores, which do not.
 #pragma once
 
-#include "kf_mx_gemv.h"
-#include "kf_mx_staged.h"
+#include "mx/gemv.h"
+#include "mx/staged.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prefer-vector-width=512")

@@ -1,14 +1,14 @@
 // Every engine of the MX block accumulation, and the choice among them.
 #pragma once
 
-#include "kf_mx_amx.h"
-#include "kf_mx_avx2.h"
-#include "kf_mx_avx2_gemv.h"
-#include "kf_mx_avx512bf16.h"
-#include "kf_mx_gemv.h"
-#include "kf_mx_neon.h"
-#include "kf_mx_portable.h"
-#include "kf_mx_vnni.h"
+#include "mx/amx.h"
+#include "mx/avx2.h"
+#include "mx/avx2_gemv.h"
+#include "mx/avx512bf16.h"
+#include "mx/gemv.h"
+#include "mx/neon.h"
+#include "mx/portable.h"
+#include "mx/vnni.h"
 
 namespace kf {
 namespace {

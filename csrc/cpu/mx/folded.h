@@ -6,8 +6,8 @@
 // ones do not, and such tiles go to the portable engine.
 #pragma once
 
-#include "kf_avx512.h"
-#include "kf_mx_slices.h"
+#include "mx/avx512.h"
+#include "mx/slices.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")

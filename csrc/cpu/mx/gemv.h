@@ -2,7 +2,7 @@
 // memory. Sixteen columns lie side by side in a register, block after block, which keeps the contract's order.
 #pragma once
 
-#include "kf_mx_vnni.h"
+#include "mx/vnni.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")

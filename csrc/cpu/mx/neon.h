@@ -1,7 +1,7 @@
 // Arm NEON with the dot-product extension: sdot of signed slices, 16 columns in four registers.
 #pragma once
 
-#include "kf_mx_slices.h"
+#include "mx/slices.h"
 
 #if defined(KF_AARCH64)
 KF_TARGET_BEGIN("arch=armv8.2-a+dotprod")

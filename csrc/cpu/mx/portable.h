@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
-#include "kf_mx_tile.h"
-#include "kf_scratch.h"
+#include "core/scratch.h"
+#include "mx/tile.h"
 
 namespace kf {
 namespace {

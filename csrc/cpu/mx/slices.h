@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "kf_mx_portable.h"
-#include "kf_mx_tile.h"
-#include "kf_scratch.h"
+#include "core/scratch.h"
+#include "mx/portable.h"
+#include "mx/tile.h"
 
 namespace kf {
 namespace {

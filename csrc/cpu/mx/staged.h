@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include "kf_mx_folded.h"
-#include "kf_transpose_512.h"
+#include "core/transpose_512.h"
+#include "mx/folded.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")

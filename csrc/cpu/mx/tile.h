@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kf_isa.h"
-#include "kf_scalar.h"
+#include "core/isa.h"
+#include "core/scalar.h"
 
 namespace kf {
 namespace {

@@ -1,8 +1,8 @@
 // AVX512-VNNI: int8 dots of unsigned w + 12 with signed slices, 16 columns to a register.
 #pragma once
 
-#include "kf_avx512.h"
-#include "kf_mx_slices.h"
+#include "mx/avx512.h"
+#include "mx/slices.h"
 
 #if defined(KF_X86)
 KF_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")

@@ -1,6 +1,6 @@
+#include "attention/avx2.h"
+#include "attention/vnni.h"
 #include "kernelforge_cpu.h"
-#include "kf_attention_avx2.h"
-#include "kf_attention_vnni.h"
 
 int32_t kf_attention_chunk(float* m, float* l, float* o, int64_t ld_o, const int8_t* q_high, const int8_t* q_low,
                            const int32_t* q_exponent, const uint16_t* kv, const uint16_t* entries,

@@ -1,6 +1,6 @@
+#include "attention/native_avx2.h"
+#include "attention/native_bf16.h"
 #include "kernelforge_cpu.h"
-#include "kf_attention_bf16.h"
-#include "kf_attention_native_avx2.h"
 
 namespace kf {
 namespace {

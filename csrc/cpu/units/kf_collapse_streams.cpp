@@ -1,5 +1,5 @@
 #include "kernelforge_cpu.h"
-#include "kf_mix_streams.h"
+#include "mhc/mix_streams.h"
 
 int32_t kf_collapse_streams(void* out, int64_t ld_out, const void* x, int64_t ld_x, const float* gate, int64_t ld_gate,
                             int64_t stride, int32_t tokens, int32_t all_tokens, int32_t channels, int32_t n,

@@ -1,6 +1,6 @@
+#include "attention/avx2.h"
+#include "attention/vnni.h"
 #include "kernelforge_cpu.h"
-#include "kf_attention_avx2.h"
-#include "kf_attention_vnni.h"
 
 int32_t kf_cut_rows(const uint16_t* x, int8_t* high, int8_t* low, int32_t* exponent, int32_t n, int32_t width) {
   for (int64_t i = 0; i < n; ++i) {

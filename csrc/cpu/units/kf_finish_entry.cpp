@@ -1,5 +1,4 @@
-#include "kf_finish_entry.h"
-
+#include "compress/finish_entry.h"
 #include "kernelforge_cpu.h"
 
 int32_t kf_finish_entry(void* out, const float* mean, const float* weight, const float* cos, const float* sin,

@@ -1,5 +1,5 @@
+#include "gemm/engines.h"
 #include "kernelforge_cpu.h"
-#include "kf_gemm_engines.h"
 
 int32_t kf_gemm_s8(int32_t* c, int64_t ldc, const int8_t* a, int64_t lda, const int8_t* b, int64_t ldb, int32_t m,
                    int32_t n, int32_t k, int32_t trans_b, int32_t clear) {

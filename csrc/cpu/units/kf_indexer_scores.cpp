@@ -1,5 +1,5 @@
+#include "indexer/engines.h"
 #include "kernelforge_cpu.h"
-#include "kf_indexer_engines.h"
 
 int32_t kf_indexer_scores(float* scores, int64_t ld_scores, const uint8_t* q, int64_t ldq, const uint8_t* q_scale,
                           int64_t ld_q_scale, const uint8_t* k, int64_t ldk, const uint8_t* k_scale, int64_t ld_k_scale,

@@ -1,5 +1,5 @@
+#include "compress/weighted_mean.h"
 #include "kernelforge_cpu.h"
-#include "kf_weighted_mean.h"
 
 int32_t kf_known_mean(float* mean, float* top, float* share, const void* kv, const void* gate, const float* bias,
                       int64_t ld, int64_t first, int64_t rows, int32_t absent, int32_t ratio, int32_t slots,

@@ -1,5 +1,4 @@
-#include "kf_mean_gradient.h"
-
+#include "compress/mean_gradient.h"
 #include "kernelforge_cpu.h"
 
 int32_t kf_mean_gradient(float* sums, void* kv_grad, void* gate_grad, const float* top, const float* share,

@@ -1,6 +1,5 @@
-#include "kf_mix_streams.h"
-
 #include "kernelforge_cpu.h"
+#include "mhc/mix_streams.h"
 
 int32_t kf_mix_streams(void* out, int64_t ld_out, const void* y, int64_t ld_y, const void* x, int64_t ld_x,
                        const float* gate, int64_t ld_gate, const float* m, int64_t ld_m, int64_t stride, int32_t tokens,

@@ -1,4 +1,4 @@
 #include "kernelforge_cpu.h"
-#include "kf_mx_engines.h"
+#include "mx/engines.h"
 
 KF_MX_BLOCK_ACCUMULATE(kf_mx_block_accumulate_e4m3_e8m0, kf::kE4m3E8m0)

@@ -1,5 +1,5 @@
+#include "attention/native_bf16.h"
 #include "kernelforge_cpu.h"
-#include "kf_attention_bf16.h"
 
 namespace kf {
 namespace {

@@ -1,5 +1,5 @@
+#include "indexer/select.h"
 #include "kernelforge_cpu.h"
-#include "kf_select.h"
 
 int32_t kf_select_append(int32_t* keys, int32_t* index, int32_t* count, int32_t* threshold, int32_t capacity,
                          const float* scores, const int32_t* visible, int32_t first, int32_t queries, int32_t entries,

@@ -1,5 +1,5 @@
+#include "gemm/sliced_dot.h"
 #include "kernelforge_cpu.h"
-#include "kf_sliced_dot.h"
 
 int32_t kf_sliced_dot_accumulate(float* acc, int64_t ld_acc, const void* x, int64_t ldx, const int32_t* w_exponent,
                                  const int8_t* w_high, const int8_t* w_middle, const int8_t* w_low, int64_t ldw,

@@ -1,5 +1,4 @@
-#include "kf_weighted_mean.h"
-
+#include "compress/weighted_mean.h"
 #include "kernelforge_cpu.h"
 
 int32_t kf_weighted_mean(float* mean, const void* kv, const void* gate, const float* bias, int64_t ld, int64_t first,
