@@ -1,7 +1,8 @@
 """The schedule model against the wave engine on processes: products that take a known time, over a link of known speed.
 
 Products sleep, for so long that what the engine does on a loaded machine matters little, and as load can only add time,
-the fastest of a few runs counts; the benchmark measures real products (``python -m kernelforge.ops.mega_moe.parallel.benchmark``).
+the fastest of a few runs counts; the benchmark measures real products
+(``python -m kernelforge.ops.mega_moe.parallel.benchmark``).
 """
 
 from __future__ import annotations
