@@ -65,24 +65,29 @@ _LIBC = ctypes.CDLL(None)
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-def peak_memory(call: Call) -> int | None:
+def peak_memory(call: Call, rounds: int = 3) -> int | None:
     """Bytes by which the process's resident memory rises at its highest during a call, its result included.
 
+    The least of a few rounds: what else happens in the process, a huge page or a file's pages read again, can only add.
     Memory that earlier calls left with the allocators is given back first; scratch that threads keep between calls is
     not counted. None where the kernel does not let a process reset its peak (Linux does).
     """
     call()
+    try:
+        return min(_rise(call) for _ in range(rounds))
+    except OSError:
+        return None
+
+
+def _rise(call: Call) -> int:
     gc.collect()
     host_memory.shared.release()
     if hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)
-    try:
-        _CLEAR.write_text("5")  # resets the peak to what is resident now
-        before = _resident("VmHWM")
-        result = call()
-        after = _resident("VmHWM")
-    except OSError:
-        return None
+    _CLEAR.write_text("5")  # resets the peak to what is resident now
+    before = _resident("VmHWM")
+    result = call()
+    after = _resident("VmHWM")
     del result
     return after - before
 
