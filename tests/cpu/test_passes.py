@@ -20,7 +20,8 @@ from kernelforge import lowering
 from kernelforge.ops.mega_moe.kernels.linear1 import moe_linear1
 from kernelforge.ops.mxfp4_gemm import reference
 from kernelforge.ops.mxfp4_gemm.kernel import mxfp4_gemm
-from kernelforge_cpu import passes
+from kernelforge.ops.sliced_gemm.kernel import sliced_gemm
+from kernelforge_cpu import compiler, passes
 from kernelforge_cpu.backend import CpuBackend
 from kernelforge_cpu.passes.block_parameters import block_parameters
 from kernelforge_cpu.passes.clear_in_place import clear_in_place
@@ -29,7 +30,7 @@ from kernelforge_cpu.passes.hoist_conditions import hoist_conditions
 from kernelforge_cpu.passes.host_memory import host_memory
 from kernelforge_cpu.passes.state_block_range import state_block_range
 from kernelforge_cpu.passes.store_results import store_results
-from kernelforge_cpu.passes.take_sliced_dot import MICROKERNEL, take_sliced_dot
+from kernelforge_cpu.passes.take_sliced_dot import take_sliced_dot
 from kernelforge_cpu.passes.take_streams import take_streams
 from kernelforge_cpu.passes.unroll_loops import unroll_loops
 
@@ -165,13 +166,35 @@ def test_rewritten_loops_keep_their_bits(tmp_path: Path) -> None:
 def test_take_sliced_dot_golden() -> None:
     before = sliced_dot_kernels.by_chunks(32, 16, 640, "bfloat16")
     after = take_sliced_dot(before)
-    assert [line for line in _lines(after) if MICROKERNEL in line] == [
-        f'T.call_extern("int32", "kf_checked", T.call_extern("int32", "{MICROKERNEL}", '
-        "T.address_of(acc[0, 0]), T.int64(16), T.address_of(x_tile[0, 0]), T.int64(128), T.address_of(w_exponent[0]), "
-        "T.address_of(buffer[0, 0]), T.address_of(buffer_1[0, 0]), T.address_of(buffer_2[0, 0]), T.int64(128), "
-        "32, 16, 128, 0, 2, 4))"
+    assert [line for line in _lines(after) if "kf_checked" in line] == [
+        'T.call_extern("int32", "kf_checked", T.call_extern("int32", "kf_sliced_dot_accumulate", '
+        'T.address_of(acc[0, 0]), T.Cast("int64", 16), T.address_of(x_tile[0, 0]), T.Cast("int64", 128), '
+        "T.address_of(w_exponent[0]), T.address_of(buffer[0, 0]), T.address_of(buffer_1[0, 0]), "
+        'T.address_of(buffer_2[0, 0]), T.Cast("int64", 128), 32, 16, 128, 0, 2, 4))'
     ]
     assert not [line for line in _lines(after) if "T.gemm" in line or "kf.composite" in line]
+
+
+@pytest.mark.parametrize(
+    ("features", "rows", "taken"),
+    [({"avx2"}, 256, True), ({"avx2", "avx512f"}, 16, True), ({"avx2", "avx512f"}, 64, False), ({"asimd"}, 16, False)],
+)
+def test_take_rows_dot_golden(monkeypatch: pytest.MonkeyPatch, features: set[str], rows: int, taken: bool) -> None:
+    monkeypatch.setattr(compiler, "has_feature", features.__contains__)
+    before = sliced_gemm(2, 40, 160, "bfloat16", "bfloat16", "bfloat16", False, False, rows, 64, 1)
+    calls = [line for line in _lines(take_sliced_dot(before)) if "kf_rows_dot_accumulate" in line]
+    a, b = (f'T.call_pure_extern("int64", "kf_index", {column})' for column in ("column[0]", "0"))
+    assert (
+        calls
+        == [
+            'T.call_extern("int32", "kf_checked", T.call_extern("int32", "kf_rows_dot_accumulate", '
+            'T.address_of(acc[0, 0]), T.Cast("int64", 64), '
+            f'T.address_of(a[row[0], {a}]), T.Cast("int64", 320), '
+            f'T.address_of(b[b_row[0], {b}]), T.Cast("int64", 160), '
+            f"T.min({rows}, rows - row[0]), T.min(64, 40 - b_row[0] % 40), 160, 128))"
+        ]
+        * taken
+    )
 
 
 def test_take_streams_golden() -> None:

@@ -1,4 +1,4 @@
-"""The CPU's schedules: rows that ask for the number of cores, and the bits of every row."""
+"""The CPU's schedules: rows that ask something of the host, and the bits of every row."""
 
 from __future__ import annotations
 
@@ -18,16 +18,30 @@ TABLE = [
 ROWS = tuning.packaged("kernelforge_cpu", "mxfp4_gemm")
 
 
+def facts(cores: int, avx512: bool = True) -> schedules.Facts:
+    return {"cores": cores, "avx512": avx512}
+
+
 def test_rows_for_other_numbers_of_cores_are_left_out() -> None:
-    kept = [[row["set"]["block_N"] for row in schedules.for_cores(TABLE, count)] for count in (1, 2, 5, 64)]
+    kept = [[row["set"]["block_N"] for row in schedules.for_host(TABLE, facts(count))] for count in (1, 2, 5, 64)]
     assert kept == [[256], [512, 256], [128, 256], [128, 256]]
-    assert "cores" not in schedules.for_cores(TABLE, 64)[0]["when"]
-    assert schedules.cores() >= 1
+    assert "cores" not in schedules.for_host(TABLE, facts(64))[0]["when"]
+
+
+def test_rows_for_other_instruction_sets_are_left_out() -> None:
+    table = [{"when": {"avx512": False}, "set": {"block_N": 256}}, {"set": {"block_N": 64}}]
+    kept = [[row["set"]["block_N"] for row in schedules.for_host(table, facts(2, has))] for has in (True, False)]
+    assert kept == [[64], [256, 64]]
+
+
+def test_the_host_answers_everything_that_rows_ask() -> None:
+    assert schedules.host()["cores"] >= 1
+    assert set(schedules.host()) == set(facts(1))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 96])
 def test_every_op_has_a_row_without_other_conditions_for_any_host(count: int) -> None:
-    rows = schedules.for_cores(ROWS, count)
+    rows = schedules.for_host(ROWS, facts(count))
     problems = [
         {"M": M, "N": N, "K": 384, "experts": experts, "a_format": "bf16"}
         for M in (1, 3, 16, 100, 240, 5000)

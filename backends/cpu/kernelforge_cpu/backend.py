@@ -33,6 +33,7 @@ class CpuBackend(Backend):
             "known_mean",
             "mean_gradient",
             "mx_block_accumulate",
+            "rows_dot_accumulate",
             "select_append",
             "select_reduce",
             "select_sort",

@@ -1,5 +1,4 @@
-// acc += the dot of one chunk of rows with weights that were cut into int8 slices (contract C4): three of float32, two
-// of bfloat16.
+// acc += the dot of one chunk of rows with weights that were cut into three int8 slices (contract C4).
 //
 // Rows are cut here, into two slices or three. Slice products of equal weight are summed exactly; the sums of the
 // highest weights ("ranks") are joined from the highest down and scaled, as kernelforge.numerics.window writes it.
@@ -18,7 +17,7 @@ struct SlicedDot {
   const void* x;  // [m][k], uint16_t or float
   int64_t ldx;
   const int32_t* w_exponent;  // [n]
-  const int8_t* w[3];         // [n][k], highest slice first, the last again where there are two
+  const int8_t* w[3];         // [n][k], highest slice first
   int64_t ldw;
   int m, n, k;
 };
@@ -145,9 +144,7 @@ namespace {
 template <class Rows>
 inline int sliced_dot(Isa isa, const SlicedDot& g) {
 #if defined(KF_X86)
-  if constexpr (Rows::kWeights == kWeightSlices) {
-    if (isa >= Isa::kAvx512Bf16) return sliced_dot_512<Rows>(g);
-  }
+  if (isa >= Isa::kAvx512Bf16) return sliced_dot_512<Rows>(g);
   if (isa == Isa::kAvx2) return sliced_dot_256<Rows>(g);
 #endif
   return sliced_dot_by_gemm<Rows>(isa, g);
@@ -157,7 +154,6 @@ inline int sliced_dot_accumulate(Isa isa, const SlicedDot& g, bool wide, int sli
   if (g.m < 0 || g.n < 0 || g.k < 0 || g.k > 512 || g.k % 32 != 0) return kBadArgument;
   if (isa == Isa::kMissing) return kIsaMissing;
   if (g.m == 0 || g.n == 0) return kOk;
-  if (slices == 2 && ranks == 3 && !wide) return sliced_dot<Cut<uint16_t, 2, 3, 2>>(isa, g);
   if (slices == 2 && ranks == 4 && !wide) return sliced_dot<Cut<uint16_t, 2, 4>>(isa, g);
   if (slices == 3 && ranks == 3 && !wide) return sliced_dot<Cut<uint16_t, 3, 3>>(isa, g);
   if (slices == 3 && ranks == 3) return sliced_dot<Cut<float, 3, 3>>(isa, g);

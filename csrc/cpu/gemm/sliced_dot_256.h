@@ -1,8 +1,7 @@
 // Dots of rows that are cut on the way, with AVX2; included by gemm/sliced_dot.h.
 //
 // With rows' slices h, m, l and weights' H, M, L, the sums of the two highest ranks only matter as 256 hH + (hM + mH),
-// which 32 bits hold: the sum of h (256 H + M) + m H, one vpmaddwd for both. With two slices, l is in m's place, or L
-// in M's.
+// which 32 bits hold: the sum of h (256 H + M) + m H, one vpmaddwd for both. With two slices, l is in m's place.
 #pragma once
 
 #include "core/values_256.h"
@@ -81,7 +80,7 @@ inline void pack_weights_256(const SlicedDot& g, int column, const WeightStrip25
   for (int c = 0; c < kColumns256; c += 8) {
     for (int i = 0; i < g.k; i += 16) {
       __m128i slice[kWeightSlices][8], pairs[8];
-      for (int s = 0; s < Rows::kWeights; ++s) {
+      for (int s = 0; s < kWeightSlices; ++s) {
         for (int r = 0; r < 8; ++r) {
           const bool present = column + c + r < g.n;
           const int8_t* from = g.w[s] + (present ? column + c + r : 0) * g.ldw + i;
@@ -99,7 +98,6 @@ inline void pack_weights_256(const SlicedDot& g, int column, const WeightStrip25
           const __m256i joined = _mm256_add_epi16(_mm256_slli_epi16(high_middle, 8), turned);
           store_words(out.top + at + w * kColumns256, _mm256_blend_epi16(joined, turned, 0xAA));
         });
-        if constexpr (Rows::kWeights == 2) continue;
         for (int r = 0; r < 8; ++r) {
           pairs[r] = half ? _mm_unpackhi_epi8(slice[2][r], slice[1][r]) : _mm_unpacklo_epi8(slice[2][r], slice[1][r]);
         }
@@ -108,9 +106,8 @@ inline void pack_weights_256(const SlicedDot& g, int column, const WeightStrip25
       }
       const int64_t at = i / 2 * kColumns256 + c;
       if constexpr (Rows::kLowest) {
-        widen_columns_256(slice[Rows::kWeights - 1], [&](int w, __m256i pairs_of_k) KF_INLINE_LAMBDA {
-          store_words(out.low + at + w * kColumns256, pairs_of_k);
-        });
+        widen_columns_256(slice[2], [&](int w, __m256i pairs_of_k)
+                                        KF_INLINE_LAMBDA { store_words(out.low + at + w * kColumns256, pairs_of_k); });
       }
       if constexpr (Rows::kSlices == 3) {
         widen_columns_256(slice[0], [&](int w, __m256i pairs_of_k)
@@ -130,6 +127,15 @@ KF_INLINE void join_rank_256(const __m256i (&sums)[kRows][2], __m256 (&total)[kR
   }
 }
 
+// A row's dots with eight others, given their windows' exponents.
+KF_INLINE __m256 scaled_term8(__m256 total, int32_t exponent, __m256i exponents, int unit) {
+  const __m256i unusable = _mm256_set1_epi32(kUnusable);
+  const __m256 term = scaled8(total, _mm256_add_epi32(exponents, _mm256_set1_epi32(exponent - unit)));
+  const __m256i none = _mm256_or_si256(_mm256_cmpeq_epi32(exponents, unusable),
+                                       _mm256_cmpeq_epi32(_mm256_set1_epi32(exponent), unusable));
+  return _mm256_blendv_ps(term, _mm256_set1_ps(kf_f(kNotANumber)), _mm256_castsi256_ps(none));
+}
+
 // acc += kRows rows, from `at` in the batch and `row` in acc, with a strip's columns.
 template <class Rows, int kRows>
 inline void add_tile_256(const SlicedDot& g, const CutRows256& rows, int at, int row, int tokens, int column,
@@ -142,17 +148,15 @@ inline void add_tile_256(const SlicedDot& g, const CutRows256& rows, int at, int
   for (int r = 0; r < kRows; ++r) {
     for (int s = 0; s < 2; ++s) total[r][s] = _mm256_cvtepi32_ps(sums[r][s]);
   }
-  if constexpr (Rows::kWeights == 3) {
-    multiply_tile(high, w.rest, kColumns256, k, sums);
-    if constexpr (Rows::kSlices == 3) {
-      __m256i more[kRows][2];
-      multiply_tile(low, w.high, kColumns256, k / 2, more);
-      for (int r = 0; r < kRows; ++r) {
-        for (int s = 0; s < 2; ++s) sums[r][s] = _mm256_add_epi32(sums[r][s], more[r][s]);
-      }
+  multiply_tile(high, w.rest, kColumns256, k, sums);
+  if constexpr (Rows::kSlices == 3) {
+    __m256i more[kRows][2];
+    multiply_tile(low, w.high, kColumns256, k / 2, more);
+    for (int r = 0; r < kRows; ++r) {
+      for (int s = 0; s < 2; ++s) sums[r][s] = _mm256_add_epi32(sums[r][s], more[r][s]);
     }
-    join_rank_256(sums, total);
   }
+  join_rank_256(sums, total);
   if constexpr (Rows::kRanks == 5) {
     multiply_tile({rows.middle + at * k, k, 1}, w.rest, kColumns256, k, sums);
     join_rank_256(sums, total);
@@ -165,15 +169,10 @@ inline void add_tile_256(const SlicedDot& g, const CutRows256& rows, int at, int
   alignas(32) int32_t exponents[kColumns256];
   for (int j = 0; j < kColumns256; ++j) exponents[j] = g.w_exponent[column + std::min(j, columns - 1)];
   for (int r = 0; r < kRows && r < tokens; ++r) {
-    const int32_t exponent = rows.exponent[at + r];
     alignas(32) float terms[kColumns256];
     for (int s = 0; s < 2; ++s) {
-      const __m256i e = load_words(exponents + 8 * s), unusable = _mm256_set1_epi32(kUnusable);
-      const __m256 term = scaled8(total[r][s], _mm256_add_epi32(e, _mm256_set1_epi32(exponent - Rows::kUnit)));
-      const __m256i none =
-          _mm256_or_si256(_mm256_cmpeq_epi32(e, unusable), _mm256_cmpeq_epi32(_mm256_set1_epi32(exponent), unusable));
-      _mm256_store_ps(terms + 8 * s,
-                      _mm256_blendv_ps(term, _mm256_set1_ps(kf_f(kNotANumber)), _mm256_castsi256_ps(none)));
+      const __m256i e = load_words(exponents + 8 * s);
+      _mm256_store_ps(terms + 8 * s, scaled_term8(total[r][s], rows.exponent[at + r], e, Rows::kUnit));
     }
     float* acc = g.acc + (row + r) * g.ld_acc + column;
     for (int j = 0; j < columns; ++j) acc[j] = acc[j] + terms[j];

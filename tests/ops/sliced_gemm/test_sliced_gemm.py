@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +58,55 @@ def test_every_layout_of_bfloat16_has_the_references_bits(special):
     assert same(product(a[:100].contiguous(), b), wanted(a, b)[:100]), "fewer rows have a schedule of their own"
     assert same(product(a, b.T.contiguous(), turned=True), wanted(a, b))
     assert same(product_over_rows(a, matrix(150, N, 6)), wanted(a.T.contiguous(), matrix(150, N, 6).T.contiguous()))
+
+
+def edge_rows(rows: int, K: int, seed: int) -> torch.Tensor:
+    """Rows of every kind that the definition treats by itself, in turn, beside heavy-tailed ones."""
+    x = np.random.default_rng(seed).standard_t(3, (rows, K)).astype(np.float32)
+    kinds = [
+        lambda row: row.fill(0),
+        lambda row: row.fill(3.3895314e38),  # every slice at its largest
+        lambda row: row.fill(-(2.0**-50)),  # the smallest that is read
+        lambda row: row.fill(2.0**-51),  # read as zero
+        lambda row: row.put(K // 2, np.nan),
+        lambda row: row.put(K - 1, -np.inf),
+        lambda row: row.fill(1.9921875),  # significand 255: one exponent more
+        lambda row: np.ldexp(row, -np.arange(K) % 40, out=row),
+        lambda row: row.fill(1e-45),
+    ]
+    for i, row in enumerate(x):
+        if i % 2:
+            kinds[i // 2 % len(kinds)](row)
+    return torch.from_numpy(x).bfloat16()
+
+
+# Tails of rows, columns and chunks; one chunk and several, in one piece and in more; rows that do and do not stay cut.
+SHAPES = ((1, 9, 512), (2, 8, 32), (3, 40, 160), (5, 23, 77), (29, 24, 640), (70, 19, 1100), (33, 66, 4104), (0, 8, 32))
+
+
+def rows_have_the_references_bits(shapes=SHAPES) -> None:
+    for M, N, K_ in shapes:
+        a, b = edge_rows(M, K_, 7), edge_rows(N, K_, 8)
+        step = K_ if K_ <= 512 else 128
+        expected = reference(a.float().numpy(), b.float().numpy(), step=step)
+        assert same(product(a, b, whole=True), expected), (M, N, K_)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512bf16", "avx512vnni", "amx", "neon"])
+def test_every_instruction_set_gives_the_references_bits(isa):
+    """The choice is made once per process, so each runs in one of its own."""
+    program = "import test_sliced_gemm as t; t.rows_have_the_references_bits()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "KERNELFORGE_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "failed with code 3" in done.stderr:
+        pytest.skip(f"no {isa} here")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("tiles", [(16, 16), (64, 96)])

@@ -1,4 +1,4 @@
-"""The sliced dot of activations with cut weights as one microkernel."""
+"""Dots of rows that are cut into slices on the way as microkernels."""
 
 from __future__ import annotations
 
@@ -8,38 +8,52 @@ from kernelforge.lowering import Composite, composites_in, take_composites
 from kernelforge.lowering.tir import tirx
 
 from .. import compiler
-from .sources import checked, tile_address
+from .sources import Source, checked, stride, tile_address
 
-NAME = "sliced_dot_accumulate"
-MICROKERNEL = "kf_sliced_dot_accumulate"
-KINDS = {(False, 2, 4): 3, (True, 3, 5): 3, (False, 3, 3): 3, (True, 3, 3): 3, (False, 2, 3): 2}
-"""What the microkernel knows: whether rows are float32, their slices, the ranks of slice products that are kept; to
-slices of the weights."""
-
-
-def _stride(tile: Any) -> Any:
-    return tirx.IntImm("int64", int(tile.shape[-1]))
+KINDS = {(False, 2, 4), (True, 3, 5), (False, 3, 3), (True, 3, 3)}
+"""What the microkernel of cut weights knows: whether rows are float32, their slices, the ranks of slice products that
+are kept."""
+FEW_ROWS = 16
+"""With more, the products outweigh what cutting both sides takes, and matrix instructions of AVX-512 are faster."""
 
 
-def _takes_two_slices() -> bool:
-    """Whether the microkernel is the faster way to two slices of weights: it has an engine for them on AVX2 alone."""
-    return compiler.has_feature("avx2") and not compiler.has_feature("avx512f")
+def _int32(value: Any) -> Any:
+    return tirx.IntImm("int32", int(value))
 
 
-def _call(composite: Composite) -> Any:
+def _with_cut_weights(composite: Composite) -> Any:
     acc, x, w_exponent, *w = (operand.buffer for operand in composite.operands)
     parameters = composite.parameters
     kind = (str(x.dtype) == "float32", parameters["x_slices"], parameters["ranks"])
-    if KINDS.get(kind) != len(w) or (len(w) == 2 and not _takes_two_slices()):
+    if kind not in KINDS or len(w) != 3:
         return None
-    arguments = [tile_address(acc), _stride(acc), tile_address(x), _stride(x), tile_address(w_exponent)]
-    arguments += [tile_address(slices) for slices in (*w, w[-1])[:3]]
+    arguments = [argument for tile in (acc, x) for argument in (tile_address(tile), stride(tile))]
+    arguments += [tile_address(slices) for slices in (w_exponent, *w)]
     sizes = (x.shape[0], parameters["columns"], x.shape[1], *kind)
-    return checked(MICROKERNEL, [*arguments, _stride(w[0]), *(tirx.IntImm("int32", int(size)) for size in sizes)])
+    return checked("kf_sliced_dot_accumulate", [*arguments, stride(w[0]), *map(_int32, sizes)])
+
+
+def _of_rows(composite: Composite) -> Any:
+    acc, a, b = (operand.buffer for operand in composite.operands[:3])
+    row, column, b_row = composite.operands[3:]
+    bfloat16 = all(str(side.dtype) == "uint16" for side in (a, b))
+    wide = compiler.has_feature("avx512f") and int(acc.shape[0]) > FEW_ROWS
+    if not bfloat16 or not compiler.has_feature("avx2") or wide:
+        return None
+    N, *sizes = (_int32(composite.parameters[name]) for name in ("N", "K", "chunk"))
+    rows = tirx.min(_int32(acc.shape[0]), a.shape[0] - row)
+    columns = tirx.min(_int32(acc.shape[1]), N - tirx.floormod(b_row, N))
+    arguments = [tile_address(acc), stride(acc)]
+    for buffer, start in ((a, (row, column)), (b, (b_row, _int32(0)))):
+        arguments += [Source(buffer, start).address(), stride(buffer)]
+    return checked("kf_rows_dot_accumulate", [*arguments, rows, columns, *sizes])
+
+
+TAKERS = {"rows_dot_accumulate": _of_rows, "sliced_dot_accumulate": _with_cut_weights}
 
 
 def take_sliced_dot(function: Any) -> Any:
-    """Take ``sliced_dot_accumulate`` whole: rows are cut as they are read, slice products stay in the first cache."""
-    if not any(composite.name == NAME for composite in composites_in(function)):
+    """Take both whole: rows are cut as they are read, slice products stay in the first cache."""
+    if not any(composite.name in TAKERS for composite in composites_in(function)):
         return function
-    return take_composites(function, {NAME: _call})
+    return take_composites(function, TAKERS)

@@ -2,6 +2,7 @@
 
 import tilelang.language as T
 
+from ...numerics.tile.composite import composite
 from ...numerics.tile.scalar import STORAGE, stored
 from ...numerics.tile.sliced_dot import SLICES, chunk_length, cut, sliced_dot_accumulate
 from ...numerics.window import CHUNK
@@ -19,6 +20,19 @@ def _load(source, row, rows, column, columns, turned, dtype, tile):
                 tile[i, k] = source[T.min(row + i, rows - 1), column + k]
 
 
+def _rows_dot(acc, a, b, where, N, K, length):
+    """A region that adds the dots of rows of ``a`` with rows of ``b`` to ``acc``, chunk by chunk.
+
+    Args:
+        a, b: matrices, or tiles of them.
+        where: variables: the first row and column in ``a``, the first row in ``b``, whose first column is 0.
+        N: rows of ``b`` in a group; those of the next take no part.
+        K: elements of a row.
+        length: of a chunk.
+    """
+    return composite("rows_dot_accumulate", acc, a, b, *(variable.buffer for variable in where), N=N, K=K, chunk=length)
+
+
 @T.macro
 def _accumulate(acc, a_tile, a_dtype, b_tile, b_dtype):
     """acc[i, j] += the dot of one chunk, row i of ``a_tile`` with row j of ``b_tile``."""
@@ -26,6 +40,15 @@ def _accumulate(acc, a_tile, a_dtype, b_tile, b_dtype):
     exponents = T.alloc_shared((b_tile.shape[0],), "int32")
     cut(b_tile, b_dtype, slices, exponents)
     sliced_dot_accumulate(acc, a_tile, a_dtype, slices, exponents, b_tile.shape[0])
+
+
+@T.macro
+def _accumulate_tiles(acc, a_tile, a_dtype, b_tile, b_dtype):
+    """The same as a region."""
+    start = T.alloc_var("int32")
+    start = 0
+    with _rows_dot(acc, a_tile, b_tile, (start, start, start), *b_tile.shape, b_tile.shape[1]):
+        _accumulate(acc, a_tile, a_dtype, b_tile, b_dtype)
 
 
 @T.macro
@@ -60,13 +83,23 @@ def sliced_gemm(groups, N, K, a_dtype, b_dtype, out_dtype, turned, whole, block_
             b_tile = T.alloc_shared((block_N, length), STORAGE[b_dtype])
             acc = T.alloc_shared((block_M, block_N), "float32")
             T.clear(acc)
-            for chunk in T.serial(T.ceildiv(K, length)):
-                _load(a, by * block_M, M, bz * K + chunk * length, (bz + 1) * K, False, a_dtype, a_tile)
-                if turned:
+            if turned:
+                for chunk in T.serial(T.ceildiv(K, length)):
+                    _load(a, by * block_M, M, bz * K + chunk * length, (bz + 1) * K, False, a_dtype, a_tile)
                     _load(b, bx * block_N, N, bz * K + chunk * length, (bz + 1) * K, True, b_dtype, b_tile)
-                else:
-                    _load(b, bz * N + bx * block_N, (bz + 1) * N, chunk * length, K, False, b_dtype, b_tile)
-                _accumulate(acc, a_tile, a_dtype, b_tile, b_dtype)
+                    _accumulate_tiles(acc, a_tile, a_dtype, b_tile, b_dtype)
+            else:
+                row = T.alloc_var("int32")
+                column = T.alloc_var("int32")
+                b_row = T.alloc_var("int32")
+                row = by * block_M
+                column = bz * K
+                b_row = bz * N + bx * block_N
+                with _rows_dot(acc, a, b, (row, column, b_row), N, K, length):
+                    for chunk in T.serial(T.ceildiv(K, length)):
+                        _load(a, row, M, column + chunk * length, (bz + 1) * K, False, a_dtype, a_tile)
+                        _load(b, b_row, (bz + 1) * N, chunk * length, K, False, b_dtype, b_tile)
+                        _accumulate(acc, a_tile, a_dtype, b_tile, b_dtype)
             _store(acc, by * block_M, M, bx * block_N, bz * N, N, out_dtype, out)
 
     return main
@@ -93,7 +126,7 @@ def sliced_gemm_over_rows(groups, M, N, a_dtype, b_dtype, out_dtype, block_M, bl
             for chunk in T.serial(T.ceildiv(rows, CHUNK)):
                 _load(a, bz * M + by * block_M, (bz + 1) * M, chunk * CHUNK, rows, True, a_dtype, a_tile)
                 _load(b, bz * N + bx * block_N, (bz + 1) * N, chunk * CHUNK, rows, True, b_dtype, b_tile)
-                _accumulate(acc, a_tile, a_dtype, b_tile, b_dtype)
+                _accumulate_tiles(acc, a_tile, a_dtype, b_tile, b_dtype)
             _store(acc, bz * M + by * block_M, (bz + 1) * M, bx * block_N, 0, N, out_dtype, out)
 
     return main
