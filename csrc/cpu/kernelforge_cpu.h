@@ -76,11 +76,11 @@ KF_MICROKERNEL int32_t kf_sliced_dot_accumulate(float* acc, int64_t ld_acc, cons
                                                 const int32_t* w_exponent, const int8_t* w_high, const int8_t* w_middle,
                                                 const int8_t* w_low, int64_t ldw, int32_t m, int32_t n, int32_t k,
                                                 int32_t wide, int32_t slices, int32_t ranks);
-// acc[m,n] += the dots of bfloat16 rows a[m,k] and b[n,k], chunk by chunk, both cut into two slices; `chunk` is at most
-// 512.
-KF_MICROKERNEL int32_t kf_rows_dot_accumulate(float* acc, int64_t ld_acc, const uint16_t* a, int64_t lda,
-                                              const uint16_t* b, int64_t ldb, int32_t m, int32_t n, int32_t k,
-                                              int32_t chunk);
+// acc[m,n] += the dots of bfloat16 rows a[m,k] with rows b[n,k] (float32 where wide, else bfloat16), chunk by chunk;
+// bfloat16 is cut into two slices, float32 into three. `chunk` is at most 512.
+KF_MICROKERNEL int32_t kf_rows_dot_accumulate(float* acc, int64_t ld_acc, const uint16_t* a, int64_t lda, const void* b,
+                                              int64_t ldb, int32_t m, int32_t n, int32_t k, int32_t chunk,
+                                              int32_t wide);
 
 // Residual streams, element (j, c) of a token at x[j * stride + c]: out[k] = gate[k] * y + R(n) over j of m[j, k] *
 // x[j], and out = R(n) of gate[j] * x[j], gate[j] of all tokens side by side. Leading dimensions count elements from

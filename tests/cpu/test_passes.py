@@ -191,7 +191,7 @@ def test_take_rows_dot_golden(monkeypatch: pytest.MonkeyPatch, features: set[str
             'T.address_of(acc[0, 0]), T.Cast("int64", 64), '
             f'T.address_of(a[row[0], {a}]), T.Cast("int64", 320), '
             f'T.address_of(b[b_row[0], {b}]), T.Cast("int64", 160), '
-            f"T.min({rows}, rows - row[0]), T.min(64, 40 - b_row[0] % 40), 160, 128))"
+            f"T.min({rows}, rows - row[0]), T.min(64, 40 - b_row[0] % 40), 160, 128, 0))"
         ]
         * taken
     )

@@ -60,7 +60,7 @@ def test_every_layout_of_bfloat16_has_the_references_bits(special):
     assert same(product_over_rows(a, matrix(150, N, 6)), wanted(a.T.contiguous(), matrix(150, N, 6).T.contiguous()))
 
 
-def edge_rows(rows: int, K: int, seed: int) -> torch.Tensor:
+def edge_rows(rows: int, K: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """Rows of every kind that the definition treats by itself, in turn, beside heavy-tailed ones."""
     x = np.random.default_rng(seed).standard_t(3, (rows, K)).astype(np.float32)
     kinds = [
@@ -71,13 +71,14 @@ def edge_rows(rows: int, K: int, seed: int) -> torch.Tensor:
         lambda row: row.put(K // 2, np.nan),
         lambda row: row.put(K - 1, -np.inf),
         lambda row: row.fill(1.9921875),  # significand 255: one exponent more
+        lambda row: row.fill(np.array(0x3FFEFEFF, np.uint32).view(np.float32)),  # the same of three slices
         lambda row: np.ldexp(row, -np.arange(K) % 40, out=row),
         lambda row: row.fill(1e-45),
     ]
     for i, row in enumerate(x):
         if i % 2:
             kinds[i // 2 % len(kinds)](row)
-    return torch.from_numpy(x).bfloat16()
+    return torch.from_numpy(x).to(dtype)
 
 
 # Tails of rows, columns and chunks; one chunk and several, in one piece and in more; rows that do and do not stay cut.
@@ -86,10 +87,14 @@ SHAPES = ((1, 9, 512), (2, 8, 32), (3, 40, 160), (5, 23, 77), (29, 24, 640), (70
 
 def rows_have_the_references_bits(shapes=SHAPES) -> None:
     for M, N, K_ in shapes:
-        a, b = edge_rows(M, K_, 7), edge_rows(N, K_, 8)
-        step = K_ if K_ <= 512 else 128
-        expected = reference(a.float().numpy(), b.float().numpy(), step=step)
-        assert same(product(a, b, whole=True), expected), (M, N, K_)
+        for dtype in (torch.bfloat16, torch.float32):
+            a, b = edge_rows(M, K_, 7), edge_rows(N, K_, 8, dtype)
+            for whole in (True, False):
+                step = K_ if whole and K_ <= 512 else 128
+                expected = reference(
+                    a.float().numpy(), b.float().numpy(), b_slices=2 + (dtype == torch.float32), step=step
+                )
+                assert same(product(a, b, whole=whole), expected), (M, N, K_, dtype, whole)
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512bf16", "avx512vnni", "amx", "neon"])

@@ -14,7 +14,8 @@ KINDS = {(False, 2, 4), (True, 3, 5), (False, 3, 3), (True, 3, 3)}
 """What the microkernel of cut weights knows: whether rows are float32, their slices, the ranks of slice products that
 are kept."""
 FEW_ROWS = 16
-"""With more, the products outweigh what cutting both sides takes, and matrix instructions of AVX-512 are faster."""
+"""With more, the products outweigh what cutting both sides takes: matrix instructions of AVX-512 are faster then, and
+columns side by side where weights have three slices."""
 
 
 def _int32(value: Any) -> Any:
@@ -36,9 +37,10 @@ def _with_cut_weights(composite: Composite) -> Any:
 def _of_rows(composite: Composite) -> Any:
     acc, a, b = (operand.buffer for operand in composite.operands[:3])
     row, column, b_row = composite.operands[3:]
-    bfloat16 = all(str(side.dtype) == "uint16" for side in (a, b))
-    wide = compiler.has_feature("avx512f") and int(acc.shape[0]) > FEW_ROWS
-    if not bfloat16 or not compiler.has_feature("avx2") or wide:
+    wide = str(b.dtype) == "float32"
+    if str(a.dtype) != "uint16" or not compiler.has_feature("avx2"):
+        return None
+    if int(acc.shape[0]) > FEW_ROWS and (wide or compiler.has_feature("avx512f")):
         return None
     N, *sizes = (_int32(composite.parameters[name]) for name in ("N", "K", "chunk"))
     rows = tirx.min(_int32(acc.shape[0]), a.shape[0] - row)
@@ -46,7 +48,7 @@ def _of_rows(composite: Composite) -> Any:
     arguments = [tile_address(acc), stride(acc)]
     for buffer, start in ((a, (row, column)), (b, (b_row, _int32(0)))):
         arguments += [Source(buffer, start).address(), stride(buffer)]
-    return checked("kf_rows_dot_accumulate", [*arguments, rows, columns, *sizes])
+    return checked("kf_rows_dot_accumulate", [*arguments, rows, columns, *sizes, _int32(wide)])
 
 
 TAKERS = {"rows_dot_accumulate": _of_rows, "sliced_dot_accumulate": _with_cut_weights}
