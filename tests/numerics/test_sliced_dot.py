@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from own_process import run_with_isa
 
 from kernelforge import backends
 from kernelforge.formats import bf16
@@ -115,14 +111,7 @@ def test_every_instruction_set_of_the_cpu_gives_the_same_bits(isa: str) -> None:
         "from test_sliced_dot import KINDS, by_chunks_has_the_definition_s_bits as check; "
         "[check('cpu', *kind, *size) for kind in KINDS for size in ((32, 16), (29, 24))]"
     )
-    environment = {**os.environ, "KERNELFORGE_CPU_ISA": isa}
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=here, env=environment, capture_output=True, text=True, check=False
-    )
-    if "failed with code 3" in done.stderr:
-        pytest.skip(f"no {isa} here")
-    assert done.returncode == 0, done.stderr
+    run_with_isa(isa, program, __file__)
 
 
 @pytest.mark.parametrize(("slices", "K", "bound"), [(2, 512, 1e-5), (3, 256, 1e-7), (2, 4096, 1e-5)])

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from own_process import run_with_isa
 
 from kernelforge.formats import bf16
 from kernelforge.ops.mhc import reference
@@ -78,15 +74,4 @@ def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
         "for n in range(2, 9):\n"
         "  for dtype in ('bfloat16', 'float32'): t.mixtures_have_the_definition_s_bits(n, dtype)\n"
     )
-    environment = {**os.environ, "KERNELFORGE_CPU_ISA": isa}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "failed with code 3" in done.stderr:
-        pytest.skip(f"no {isa} here")
-    assert done.returncode == 0, done.stderr
+    run_with_isa(isa, program, __file__)

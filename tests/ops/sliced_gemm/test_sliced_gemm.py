@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from own_process import run_with_isa
 
 from kernelforge.ops.sliced_gemm.op import KERNELS, NEEDS, linear, linear_backward, product, product_over_rows
 from kernelforge.ops.sliced_gemm.reference import product as reference
@@ -101,17 +97,7 @@ def rows_have_the_references_bits(shapes=SHAPES) -> None:
 def test_every_instruction_set_gives_the_references_bits(isa):
     """The choice is made once per process, so each runs in one of its own."""
     program = "import test_sliced_gemm as t; t.rows_have_the_references_bits()"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "KERNELFORGE_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "failed with code 3" in done.stderr:
-        pytest.skip(f"no {isa} here")
-    assert done.returncode == 0, done.stderr
+    run_with_isa(isa, program, __file__)
 
 
 @pytest.mark.parametrize("tiles", [(16, 16), (64, 96)])
