@@ -6,7 +6,7 @@ import ctypes
 import gc
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,20 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: the median of the rounds, the fastest round, and the interquartile range."""
+    """Seconds per call.
+
+    Attributes:
+        median: of the rounds.
+        best: the fastest round.
+        spread: the interquartile range.
+        replay: the median where the call is a CUDA graph, so that nothing is waited for that the host does; None on
+            other devices, and of a call that cannot be captured.
+    """
 
     median: float
     best: float
     spread: float
+    replay: float | None = None
 
 
 def interleaved(
@@ -32,6 +41,7 @@ def interleaved(
     rounds: int = 9,
     seconds: float = 0.05,
     observe: Callable[[], None] = lambda: None,
+    home: str = "cpu",
 ) -> dict[str, Timing]:
     """Time calls in turn, round by round, so that a machine that changes its speed changes it for all of them.
 
@@ -40,7 +50,34 @@ def interleaved(
         rounds: measurements of each call.
         seconds: least duration of one measurement; a call is repeated until it is reached.
         observe: called after each round.
+        home: torch's type of the device that calls run on; on ``"cuda"`` they are timed as CUDA graphs too.
     """
+    timings = _rounds(calls, rounds, seconds, observe)
+    if home != "cuda":
+        return timings
+    replays = _rounds(captured(calls), rounds, seconds, observe)
+    return {
+        name: replace(timing, replay=replays[name].median if name in replays else None)
+        for name, timing in timings.items()
+    }
+
+
+def captured(calls: Mapping[str, Call]) -> dict[str, Call]:
+    """Replays of calls as CUDA graphs; without those that cannot be captured, as they wait for the device."""
+    replays: dict[str, Call] = {}
+    for name, call in calls.items():
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                call()
+        except RuntimeError:
+            torch.cuda.synchronize()
+        else:
+            replays[name] = graph.replay
+    return replays
+
+
+def _rounds(calls: Mapping[str, Call], rounds: int, seconds: float, observe: Callable[[], None]) -> dict[str, Timing]:
     threads = torch.get_num_threads()
     timers = {name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()}
     repeats = {}
@@ -65,14 +102,17 @@ _LIBC = ctypes.CDLL(None)
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-def peak_memory(call: Call, rounds: int = 3) -> int | None:
-    """Bytes by which the process's resident memory rises at its highest during a call, its result included.
+def peak_memory(call: Call, rounds: int = 3, home: str = "cpu") -> int | None:
+    """Bytes by which memory rises at its highest during a call, its result included.
 
-    The least of a few rounds: what else happens in the process, a huge page or a file's pages read again, can only add.
+    On the CPU of the process's resident memory, on ``home`` ``"cuda"`` of what torch has handed out on the device. The
+    least of a few rounds: what else happens in the process, a huge page or a file's pages read again, can only add.
     Memory that earlier calls left with the allocators is given back first; scratch that threads keep between calls is
     not counted. None where the kernel does not let a process reset its peak (Linux does).
     """
     call()
+    if home == "cuda":
+        return min(_device_rise(call) for _ in range(rounds))
     try:
         return min(_rise(call) for _ in range(rounds))
     except OSError:
@@ -88,6 +128,15 @@ def _rise(call: Call) -> int:
     before = _resident("VmHWM")
     result = call()
     after = _resident("VmHWM")
+    del result
+    return after - before
+
+
+def _device_rise(call: Call) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    after = torch.cuda.max_memory_allocated()
     del result
     return after - before
 

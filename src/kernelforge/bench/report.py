@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from .measure import Timing
 
 Value = str | int | float | None
 
@@ -42,7 +45,10 @@ class Report:
     device: str
     notes: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=lambda: _environment())
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.environment = self.environment or _environment(self.device)
 
     def columns(self) -> list[str]:
         return list(dict.fromkeys(column for row in self.rows for column in row.values))
@@ -67,6 +73,18 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
+def replays(taken: Mapping[str, Timing], ours: str = "kernelforge") -> dict[str, Value]:
+    """Columns of what calls take as CUDA graphs: ours, and how many times as long the others; none on other devices."""
+    least = taken[ours].replay
+    if least is None:
+        return {}
+    columns: dict[str, Value] = {"graph ms": least * 1e3}
+    for name, timing in taken.items():
+        if name != ours and timing.replay is not None:
+            columns[f"graph x {name}"] = timing.replay / least
+    return columns
+
+
 def show(value: Value) -> str:
     """A value with as many digits as it deserves."""
     if value is None:
@@ -76,15 +94,28 @@ def show(value: Value) -> str:
     return str(value)
 
 
-def _environment() -> dict[str, str]:
+def _environment(device: str) -> dict[str, str]:
     return {
         "date": datetime.date.today().isoformat(),
+        **(_gpu() if device == "cuda" else {}),
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
         "processors": str(os.cpu_count()),
         "python": platform.python_version(),
         **{package: version(package) for package in ("kernelforge", "torch", "tilelang")},
     }
+
+
+def _gpu() -> dict[str, str]:
+    """The GPU, its driver, and the CUDA that torch was built with."""
+    found = {"GPU": torch.cuda.get_device_name(), "CUDA of torch": str(torch.version.cuda)}
+    try:
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout
+        found["driver"] = said.splitlines()[torch.cuda.current_device()].strip()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        pass
+    return found
 
 
 def _processor() -> str:

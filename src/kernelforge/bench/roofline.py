@@ -10,8 +10,8 @@ from .measure import interleaved
 
 COPY_BYTES = 256 << 20
 """Larger than any cache."""
-SIDE = 2048
-"""Of the square matrices whose product gives the peak."""
+SIDE, DEVICE_SIDE = 2048, 8192
+"""Of the square matrices whose product gives the peak: on the CPU, on an accelerator."""
 
 
 def product_dtype(device: str = "cpu") -> torch.dtype:
@@ -57,17 +57,18 @@ def measure_roofline(device: str = "cpu") -> Roofline:
     dtype = product_dtype(device)
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    a = torch.randn(SIDE, SIDE, device=device).to(dtype)
+    side = SIDE if device == "cpu" else DEVICE_SIDE
+    a = torch.randn(side, side, device=device).to(dtype)
     calls = {"copy": lambda: target.copy_(source), "product": lambda: a @ a}
     if dtype != torch.float32:  # a loop too
-        codes = torch.randint(-8, 8, (SIDE, SIDE), dtype=torch.int8, device=device)
+        codes = torch.randint(-8, 8, (side, side), dtype=torch.int8, device=device)
         try:
             torch._int_mm(codes, codes)
             calls["int8"] = lambda: torch._int_mm(codes, codes)
         except (RuntimeError, AttributeError):
             pass
     taken = interleaved(calls, rounds=5, seconds=0.1)
-    operations = 2.0 * SIDE**3
+    operations = 2.0 * side**3
     return Roofline(
         copy=2 * COPY_BYTES / taken["copy"].best,
         product=operations / taken["product"].best,

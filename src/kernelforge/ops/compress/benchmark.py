@@ -86,4 +86,5 @@ def _row(what: str, ours: Any, given: Any, ratio: int, device: str, copy: float,
         nbytes,
         copy,
         rounds=7,
+        home=given[0].device.type,
     )

@@ -6,11 +6,12 @@ import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ...backends import device as find_device
-from ...bench import Report, Row, interleaved, measure_roofline, product_dtype
+from ...bench import Report, Row, interleaved, measure_roofline, product_dtype, replays
 from .op import csa_attention, hca_attention
 
 H, D, WINDOW, BLOCK = 64, 512, 128, 128
@@ -240,18 +241,17 @@ def _row(shape: Shape, device: str, home: str) -> Row:
     x = operands(shape, home)
     calls = {mode: kernelforge_call(shape, x, mode, device) for mode in ("exact", "native")}
     calls["torch"] = torch_call(shape, x)
-    long = shape.S > 1
-    taken = {
-        name: timing.median
-        for name, timing in interleaved(calls, rounds=1 if long else 9, seconds=0 if long else 0.05).items()
-    }
+    long = shape.S > 1 and home == "cpu"
+    timings = interleaved(calls, rounds=1 if long else 9, seconds=0 if long else 0.05, home=home)
+    taken = {name: timing.median for name, timing in timings.items()}
     other = transformers_seconds(shape, x)
     if other is not None:
         taken["transformers"] = other
-    values: dict[str, float | None] = {f"{name} ms": seconds * 1e3 for name, seconds in taken.items()}
+    values: dict[str, Any] = {f"{name} ms": seconds * 1e3 for name, seconds in taken.items()}
     for mode in ("exact", "native"):
         values |= {
             f"{mode} x {rival}": taken[rival] / taken[mode] for rival in taken if rival not in ("exact", "native")
         }
+    values |= replays({name: timings[name] for name in ("exact", "torch")}, "exact")
     values["GFLOP"] = 4.0 * shape.S * shape.seen * shape.heads * shape.width / 1e9
-    return Row(shape.name, dict(values))
+    return Row(shape.name, values)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory
+from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory, replays
 from ..mx_quantize.op import dequantize_mxfp4, quantize_mxfp4
 from ..support import home_of
 from .op import grouped_output_projection
@@ -74,17 +74,18 @@ def _row(what: str, kind: str, tokens: int, device: str, home: str, roof: Roofli
         return grouped_output_projection(o, *weights, backend=device)
 
     name, wide = f"torch {roof.name}", [x.to(roof.dtype) for x in (o, wa, wb)]
-    taken = interleaved({"kernelforge": call, name: lambda: _torch(*wide)}, rounds=5)
+    taken = interleaved({"kernelforge": call, name: lambda: _torch(*wide)}, rounds=5, home=home)
     ours, theirs = taken["kernelforge"].median, taken[name].median
     nbytes = sum(w.nbytes for w in weights) + o.nbytes + 2 * tokens * (2 * GROUPS * RANK + HIDDEN)
     operations = 2.0 * tokens * (wa.numel() + wb.numel())
-    memory = peak_memory(call) if home == "cpu" else None
+    memory = peak_memory(call, home=home)
     return Row(
         what,
         {
             "ms": ours * 1e3,
             f"{name} ms": theirs * 1e3,
             f"x {name}": theirs / ours,
+            **replays(taken),
             "MB moved": nbytes / 1e6,
             "GOP": operations / 1e9,
             "% of roofline": 100 * roof.least_seconds(nbytes, operations, integer=False) / ours,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...backends import device as find_device
-from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory, product_dtype
+from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory, product_dtype, replays
 from ..mx_quantize.op import dequantize_mxfp4, quantize_mxfp4
 from . import recall
 from .op import lightning_indexer
@@ -59,8 +59,8 @@ class Operands:
     @classmethod
     def draw(cls, shape: Shape, home: str) -> Operands:
         torch.manual_seed(0)
-        q, q_scale = quantize_mxfp4(torch.randn(shape.S, HEADS, DEPTH))
-        k, k_scale = quantize_mxfp4(torch.randn(shape.T, DEPTH))
+        q, q_scale = quantize_mxfp4(torch.randn(shape.S, HEADS, DEPTH).to(home))
+        k, k_scale = quantize_mxfp4(torch.randn(shape.T, DEPTH).to(home))
         weights = torch.randn(shape.S, HEADS) * (HEADS * DEPTH) ** -0.5
         seen = (torch.arange(shape.S) + 1) // 4 if shape.causal else torch.full((shape.S,), shape.T)
         wide = (dequantize_mxfp4(x, s, torch.bfloat16).to(product_dtype(home)) for x, s in ((q, q_scale), (k, k_scale)))
@@ -105,6 +105,7 @@ def transformers_seconds(given: Operands) -> float | None:
     shape = configuration.DeepseekV4Config(index_n_heads=HEADS, index_head_dim=DEPTH, hidden_size=HEADS)
     scorer = model.DeepseekV4IndexerScorer(shape)
     scorer.add_module("weights_proj", torch.nn.Identity())  # the hidden states given are the weights
+    scorer.to(given.q_wide.device)
     queries, entries = given.q_wide.shape[0], given.k_wide.shape[0]
     block = min(queries, TRANSFORMERS_QUERIES)
     q, weights, seen = given.q_wide[None, -block:], given.weights[None, -block:], given.kv_len[-block:]
@@ -186,13 +187,14 @@ def _row(shape: Shape, device: str, home: str, roof: Roofline) -> Row:
         },
         rounds=5 if shape.causal else 7,
         seconds=0.02,
+        home=home,
     )
     ours = taken["kernelforge"].median
     theirs = transformers_seconds(given)
     seen = int(given.kv_len.sum())
     nbytes = sum(x.nbytes for x in (given.q, given.q_scale, given.k, given.k_scale, given.weights)) + 4 * TOPK * shape.S
     operations = 2.0 * seen * HEADS * DEPTH
-    memory = peak_memory(lambda: given.call(device)) if home == "cpu" else None
+    memory = peak_memory(lambda: given.call(device), home=home)
     return Row(
         f"{shape.phase}: S={shape.S}, T={shape.T}{', causal' if shape.causal else ''}",
         {
@@ -201,6 +203,7 @@ def _row(shape: Shape, device: str, home: str, roof: Roofline) -> Row:
             f"x {name}": taken[name].median / ours,
             "in place ms": taken["in place"].median * 1e3,
             "x in place": taken["in place"].median / ours,
+            **replays(taken),
             "transformers ms": None if theirs is None else theirs * 1e3,
             "x transformers": None if theirs is None else theirs / ours,
             "ns per score": ours * 1e9 / seen,

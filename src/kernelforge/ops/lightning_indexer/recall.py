@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..mx_quantize.op import quantize_mxfp4
+from ..support import home_of
 from .op import indexer_logits, lightning_indexer
 
 HEADS, DEPTH, TOPK = 64, 128, 512
@@ -58,9 +59,10 @@ def measure(noise: float, device: str = "cpu", queries: int = 16, entries: int =
     asked = torch.stack([torch.randperm(len(passages), generator=draw)[:8] for _ in range(queries)])
     q = passages[asked].repeat_interleave(HEADS // 8, 1) + noise * normal(queries, HEADS, DEPTH)
     weights = normal(queries, HEADS).abs() * (HEADS * DEPTH) ** -0.5
+    q, k, weights = (tensor.to(home_of(device)) for tensor in (q, k, weights))
     operands = (*quantize_mxfp4(q), *quantize_mxfp4(k), weights)
     chosen = lightning_indexer(*operands, TOPK, backend=device).long()
-    found = torch.zeros(queries, entries, dtype=torch.bool).scatter_(1, chosen, True)
+    found = torch.zeros(queries, entries, dtype=torch.bool, device=chosen.device).scatter_(1, chosen, True)
     before = (weights[:, None] @ (q.flatten(0, 1) @ k.T).relu_().view(queries, HEADS, -1)).squeeze(1)
     after = indexer_logits(*operands, out_dtype=torch.float32, backend=device)
     rounded, quantized = (

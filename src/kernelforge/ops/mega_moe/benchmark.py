@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ...backends import device as find_device
-from ...bench import Report, Row, interleaved, peak_memory, product_dtype, short_name
+from ...bench import Report, Row, interleaved, peak_memory, product_dtype, replays, short_name
 from ..mx_quantize.op import quantize_mxfp4
 from ..mxfp4_gemm.benchmark import torch_dequantize
 from .op import mega_moe
@@ -79,16 +79,18 @@ def _weights(layer: Layer, home: str) -> Weights:
     torch.manual_seed(0)
     dtype = product_dtype(home)
     distinct = min(DISTINCT, layer.experts)
-    w1, w1_scale = quantize_mxfp4(torch.randn(distinct, 2 * layer.inter, layer.hidden) * layer.hidden**-0.5)
-    w2, w2_scale = quantize_mxfp4(torch.randn(distinct, layer.hidden, layer.inter) * layer.inter**-0.5)
+    first = torch.randn(distinct, 2 * layer.inter, layer.hidden) * layer.hidden**-0.5
+    second = torch.randn(distinct, layer.hidden, layer.inter) * layer.inter**-0.5
+    w1, w1_scale = quantize_mxfp4(first.to(home))
+    w2, w2_scale = quantize_mxfp4(second.to(home))
     wide = [
-        (torch_dequantize(w1[e], w1_scale[e], dtype).to(home), torch_dequantize(w2[e], w2_scale[e], dtype).to(home))
+        (torch_dequantize(w1[e], w1_scale[e], dtype), torch_dequantize(w2[e], w2_scale[e], dtype))
         for e in range(distinct)
     ]
     copies = layer.experts // distinct
 
     def every(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.repeat(copies, 1, 1).to(home)
+        return tensor.repeat(copies, 1, 1)
 
     return Weights((every(w1), every(w1_scale), every(w2), every(w2_scale)), wide)
 
@@ -148,14 +150,15 @@ def _row(tokens: int, weights: Weights, device: str, home: str) -> Row:
         },
         rounds=3,
         seconds=0,
+        home=home,
     )
     started = time.perf_counter()
-    torch_loop(x, *given[1:], dequantized)
+    torch_loop(x, *given[1:], dequantized).sum().item()  # waits for the device
     slow = time.perf_counter() - started
     ours = taken["kernelforge"].median
     pairs = tokens * FLASH.slots
     used = len(given[1].unique())
-    memory = peak_memory(call) if home == "cpu" else None
+    memory = peak_memory(call, home=home)
     bound = stated_bytes(tokens, FLASH.slots, FLASH.hidden, FLASH.inter)
     return Row(
         f"T={tokens}, {used} experts used",
@@ -163,6 +166,7 @@ def _row(tokens: int, weights: Weights, device: str, home: str) -> Row:
             "ms": ours * 1e3,
             f"{name} ms": taken[name].median * 1e3,
             f"x {name}": taken[name].median / ours,
+            **replays(taken),
             "dequantize loop ms": slow * 1e3,
             "x dequantize loop": slow / ours,
             "weights read GB": used * sum(t[0].nbytes for t in weights.packed) / 1e9,

@@ -107,6 +107,7 @@ def _forward(name: str, ours: Any, theirs: Any, given: tuple[Tensor, ...], devic
         lambda: compiled(*given),
         moved,
         copy,
+        home=given[0].device.type,
     )
 
 
@@ -122,4 +123,5 @@ def _backward(name: str, ours: Any, theirs: Any, given: tuple[Tensor, ...], devi
         _nbytes(grads) + 2 * _nbytes(leaves),
         copy,
         rounds=3,
+        home=given[0].device.type,
     )

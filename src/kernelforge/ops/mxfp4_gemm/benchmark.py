@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from ...backends import device as find_device
-from ...bench import Report, Roofline, Row, interleaved, measure_roofline, peak_memory, product_dtype, short_name
+from ...bench import (
+    Report,
+    Roofline,
+    Row,
+    interleaved,
+    measure_roofline,
+    peak_memory,
+    product_dtype,
+    replays,
+    short_name,
+)
 from ...formats import e2m1
 from ...numerics.block_accumulate import SCALE_GROUP
 from ..mx_quantize.op import quantize_mxfp4, quantize_mxfp8
@@ -86,21 +97,24 @@ def _operands(
     shape: Shape, mode: str, home: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    x = torch.randn(shape.M, shape.K)
-    a, a_scale = _activations(x, mode)
-    w, w_scale = quantize_mxfp4(torch.randn(shape.N, shape.K) * shape.K**-0.5)
-    scale = None if a_scale is None else a_scale.to(home)
-    return x.to(product_dtype(home)).to(home), a.to(home), scale, w.to(home), w_scale.to(home)
+    x = torch.randn(shape.M, shape.K).to(home)
+    w = torch.randn(shape.N, shape.K).to(home) * shape.K**-0.5
+    return x.to(product_dtype(home)), *_activations(x, mode), *quantize_mxfp4(w)
 
 
 def torch_dequantize(packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """MXFP4 weights to ``dtype`` [N, K] as a careful torch user does: a table of byte pairs, then the scales."""
-    values = torch.tensor([e2m1.VALUES[c & 7] * (-1 if c >= 8 else 1) for c in range(16)], dtype=dtype)
-    byte = torch.arange(256)
-    pairs = torch.stack([values[byte & 15], values[byte >> 4]], -1).to(packed.device)
+    pairs = _byte_pairs(dtype, packed.device)
     factor = torch.exp2(scale.float() - 127).to(dtype)
     blocks = pairs[packed.int()].view(*scale.shape, 32)
     return (blocks * factor[..., None]).view(packed.shape[0], -1)
+
+
+@functools.cache
+def _byte_pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    values = torch.tensor([e2m1.VALUES[c & 7] * (-1 if c >= 8 else 1) for c in range(16)], dtype=dtype)
+    byte = torch.arange(256)
+    return torch.stack([values[byte & 15], values[byte >> 4]], -1).to(device)
 
 
 def _row(shape: Shape, mode: str, device: str, home: str, roof: Roofline) -> Row:
@@ -115,13 +129,14 @@ def _row(shape: Shape, mode: str, device: str, home: str, roof: Roofline) -> Row
             "kernelforge": call,
             name: lambda: x @ wide.T,
             "dequantize + matmul": lambda: x @ torch_dequantize(w, w_scale, x.dtype).T,
-        }
+        },
+        home=home,
     )
     ours = taken["kernelforge"].median
     operands = sum(t.nbytes for t in (a, a_scale, w, w_scale) if t is not None)
     nbytes = operands + 2 * shape.M * shape.N
     operations = 2.0 * shape.M * shape.N * shape.K
-    memory = peak_memory(call) if home == "cpu" else None
+    memory = peak_memory(call, home=home)
     return Row(
         f"{shape.phase} {mode}, M={shape.M}, N={shape.N}, K={shape.K}",
         {
@@ -130,6 +145,7 @@ def _row(shape: Shape, mode: str, device: str, home: str, roof: Roofline) -> Row
             f"x {name}": taken[name].median / ours,
             "dequantize + matmul ms": taken["dequantize + matmul"].median * 1e3,
             "x dequantize + matmul": taken["dequantize + matmul"].median / ours,
+            **replays(taken),
             "MB moved": nbytes / 1e6,
             "GOP": operations / 1e9,
             "% of roofline": 100 * roof.least_seconds(nbytes, operations, mode == "W4A4") / ours,
@@ -143,7 +159,8 @@ def _overhead_row(device: str, home: str) -> Row:
     x, a, a_scale, w, w_scale = _operands(shape, "W4A8", home)
     wide, name = torch_dequantize(w, w_scale, x.dtype), f"torch {short_name(x.dtype)}"
     taken = interleaved(
-        {"kernelforge": lambda: mxfp4_gemm(a, a_scale, w, w_scale, backend=device), name: lambda: x @ wide.T}
+        {"kernelforge": lambda: mxfp4_gemm(a, a_scale, w, w_scale, backend=device), name: lambda: x @ wide.T},
+        home=home,
     )
     ours = taken["kernelforge"].median
     return Row(
@@ -152,6 +169,7 @@ def _overhead_row(device: str, home: str) -> Row:
             "ms": ours * 1e3,
             f"{name} ms": taken[name].median * 1e3,
             f"x {name}": taken[name].median / ours,
+            **replays(taken),
         },
     )
 

@@ -44,6 +44,7 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
             _compiled(logits),
             2 * logits.nbytes,
             copy,
+            home=home,
         )
     )
     observe("backward")
@@ -57,6 +58,7 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
             None,
             3 * logits.nbytes,
             copy,
+            home=home,
         )
     )
     return report
