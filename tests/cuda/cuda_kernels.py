@@ -108,6 +108,19 @@ def axpy(rows: int = 64):
     return axpy_kernel
 
 
+def rows_along_y():
+    """out = x + 1, a row to each block along y, half of its channels along x."""
+    rows = T.dynamic("rows")
+
+    @T.prim_func
+    def next_integers(x: T.Tensor((rows, 64), "int32"), out: T.Tensor((rows, 64), "int32")):
+        with T.Kernel(2, rows, threads=32) as (bx, by):
+            for j in T.Parallel(32):
+                out[by, bx * 32 + j] = x[by, bx * 32 + j] + 1
+
+    return next_integers
+
+
 def doubled_region():
     """out = 2 x inside a composite."""
 

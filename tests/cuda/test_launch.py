@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_lowered_gemm_marshals(arch, experts):
         "out": torch.zeros(M, 192, dtype=torch.uint16),
     }
     call = Marshaller(info).call([by_name[argument.name] for argument in info.arguments])
-    assert call.grid == (3, 2 + experts, 1)
+    assert call.grid == (2 + experts, 3, 1)  # rows along x, which may be long
     for parameter, value in zip(info.parameters, call.values, strict=True):
         if parameter.kind == "tensor":
             assert value == by_name[parameter.name].data_ptr()
@@ -173,6 +174,16 @@ def test_extent_beyond_32_bits_is_refused():
     )
     with pytest.raises(ValueError, match="extent M is 2147483648; at most 2147483647"):
         Marshaller(info).call((huge,))
+
+
+def test_more_blocks_than_cuda_launches_are_refused():
+    rows = torch.empty(65536 * 32, 0, dtype=torch.uint8)
+    info = small_info(arguments=(Argument("A", "uint8", ("M", 0)),), extra={"tma": {"A_desc": TMA}, "writes": []})
+    info = replace(info, parameters=info.parameters[2:])
+    assert Marshaller(info).call((rows[:-32],)).grid == (4, 65535, 1)
+    with pytest.raises(ValueError, match=r"small: needs \(4, 65536, 1\) blocks .* at most 65535 along the second"):
+        Marshaller(info).call((rows,))
+    assert Marshaller(replace(info, grid=info.grid[::-1])).call((rows,)).grid == (65536, 4, 1)
 
 
 def test_parameter_that_cuda_does_not_provide_is_refused():

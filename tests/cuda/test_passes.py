@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import cuda_kernels as kernels
 
+from kernelforge.backends.execution import Execution, executing
 from kernelforge.lowering.tir import called, post_order, tirx
 from kernelforge_cuda import passes
+from kernelforge_cuda.passes.long_axis_first import exchanged
 
 
 def body_lines(function) -> list[str]:
@@ -70,6 +73,46 @@ def test_no_fp32_product_of_the_gemm_can_fuse():
     assert seen["tl.fmul"] == 3  # factor of the scale, factor of the block, its term
     assert seen["tl.tileop.gemm"] == 2
     assert seen["integer product"] > 0
+
+
+@pytest.mark.parametrize(
+    ("fixed", "other"),
+    [
+        ((True, False), 1),
+        ((True, True, False), 2),
+        ((True, False, True), 1),
+        ((False, True), None),
+        ((True, True), None),
+        ((False, False), None),
+        ((False,), None),
+    ],
+)
+def test_the_axis_that_grows_is_found(fixed, other):
+    assert exchanged(fixed) == other
+
+
+def test_long_axis_first_golden():
+    before = kernels.rows_along_y()
+    removed, added = changed(before, passes.long_axis_first(before))
+    assert len(removed) == len(added) == 2
+    assert [("blockIdx.x" in line, "blockIdx.y" in line) for line in (*removed, *added)] == [
+        (True, False),
+        (False, True),
+        (False, True),
+        (True, False),
+    ]
+    assert passes.long_axis_first(kernels.axpy()).script() == kernels.axpy().script()
+
+
+def test_rows_beyond_65535_blocks(tmp_path):
+    lowered = kernels.lower(kernels.rows_along_y(), kernels.backend, "sm_80")
+    assert lowered.info.grid == ("rows", "2")
+    x = torch.arange(70000 * 64, dtype=torch.int32).view(70000, 64)
+    out = torch.empty_like(x)
+    kernels.backend.build(lowered.source, lowered.info, "sm_80", tmp_path)
+    with executing(Execution(check=False)):
+        kernels.backend.load(tmp_path, lowered.info, "cuda:virtual")(x, out)
+    assert torch.equal(out, x + 1)
 
 
 @pytest.mark.parametrize("arch", kernels.backend.archs())

@@ -8,9 +8,11 @@ from typing import Any
 from kernelforge.backends import CompileFailed, LaunchInfo
 from kernelforge.lowering.tir import functions, text, tirx
 
+from .passes.long_axis_first import exchanged
+
 
 def finish(artifact: Any, info: LaunchInfo) -> LaunchInfo:
-    """Complete ``info`` by threads, dynamic shared memory, tensor maps and the names of the tensors that are written.
+    """Complete ``info`` by the order of block axes, threads, dynamic shared memory, tensor maps and what is written.
 
     ``info.extra`` becomes ``{"tma": {parameter: tensor map}, "writes": [names]}``. A tensor map holds ``dtype``,
     ``rank``, ``buffer`` (the argument it describes), ``dims``, ``strides`` (bytes; the innermost is not read), ``box``,
@@ -33,10 +35,20 @@ def finish(artifact: Any, info: LaunchInfo) -> LaunchInfo:
             writes.append(tma[parameter.name]["buffer"] if parameter.kind == "descriptor" else parameter.name)
     return replace(
         info,
+        grid=_grid(info.grid),
         threads=(threads[0], threads[1], threads[2]),
         shared_bytes=shared,
         extra={**info.extra, "tma": tma, "writes": writes},
     )
+
+
+def _grid(portable: tuple[str, ...]) -> tuple[str, ...]:
+    """Extents of the axes as :func:`long_axis_first` leaves them."""
+    grid = list(portable)
+    other = exchanged([extent.isdigit() for extent in grid])
+    if other is not None:
+        grid[0], grid[other] = grid[other], grid[0]
+    return tuple(grid)
 
 
 def _tensor_map(name: str, values: list[Any]) -> dict[str, Any]:

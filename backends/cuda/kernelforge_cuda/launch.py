@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ALIGNMENT = 16
 """Bytes: the widest global access and what a tensor map's address needs."""
 
+_MOST_BLOCKS = 65535
+"""Along the grid's second and third axis."""
+
 _ENCODED_KEPT = 64
 """Tensor maps kept per kernel; steady states reuse a few."""
 
@@ -86,7 +89,7 @@ class Marshaller:
 
         Raises:
             TypeError: another number of tensors than the kernel takes.
-            ValueError: a tensor that is not contiguous or not aligned.
+            ValueError: a tensor that is not contiguous or not aligned, or more blocks than CUDA launches.
         """
         self.info.check(tensors)
         pointers = [tensor.data_ptr() for tensor in tensors]
@@ -95,6 +98,11 @@ class Marshaller:
                 raise ValueError(f"{argument.name} is at an address that is not a multiple of {ALIGNMENT}")
         extents = [tensors[position].shape[axis] for position, axis in self._extents]
         grid = (*self._grid(*extents), 1, 1)[:3]
+        if max(grid[1:]) > _MOST_BLOCKS:
+            raise ValueError(
+                f"{self.info.entry}: needs {grid} blocks for extents {extents}; CUDA launches at most {_MOST_BLOCKS} "
+                "along the second and third axis; split the batch"
+            )
         if 0 in grid or (self._written and all(tensors[i].numel() == 0 for i in self._written)):
             return None
         values = tuple(source(pointers, extents) for source in self._sources)

@@ -9,8 +9,9 @@ round every operation on its own (``nvcc.EXACT_FLAGS``).
 
 from kernelforge.lowering import lower_composites, lower_rounded_dots
 
+from .long_axis_first import long_axis_first
 from .separate_products import separate_products
 
-PIPELINE = (lower_rounded_dots, lower_composites, separate_products)
+PIPELINE = (lower_rounded_dots, lower_composites, separate_products, long_axis_first)
 
-__all__ = ["PIPELINE", "lower_composites", "lower_rounded_dots", "separate_products"]
+__all__ = ["PIPELINE", "long_axis_first", "lower_composites", "lower_rounded_dots", "separate_products"]
