@@ -156,7 +156,81 @@ def projection(device: str, draw: Draw) -> Iterator[tuple[str, Call]]:
         )
 
 
-GROUPS = (gemm, experts, attention, indexer, compression, streams, projection)
+def gradients(device: str, draw: Draw) -> Iterator[tuple[str, Call]]:
+    """What training adds, on fewer tokens or experts than a layer has."""
+
+    def leaf(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return draw.normal(*shape, scale=scale).to(dtype).requires_grad_()
+
+    def of(call: Call, leaves: list[torch.Tensor]) -> Call:
+        """The gradients of ``leaves`` from one drawn for the call's results."""
+
+        def backward() -> tuple[torch.Tensor, ...]:
+            found = call()
+            results = found if isinstance(found, tuple) else (found,)
+            numbers = np.random.default_rng(1)
+            grads = [
+                torch.from_numpy(numbers.standard_normal(tuple(r.shape), np.float32)).to(r.device, r.dtype)
+                for r in results
+            ]
+            return torch.autograd.grad(results, leaves, grads)
+
+        return backward
+
+    f32 = torch.float32
+    logits = leaf(4096, 4, 4, dtype=f32)
+    yield "sinkhorn gradient", of(lambda: kf.sinkhorn(logits, backend=device), [logits])
+    tokens, n, C = 512, 4, 4096
+    pre = [
+        leaf(1, tokens, n, C),
+        leaf(24, n * C, scale=0.02, dtype=f32),
+        leaf(3, scale=0.1, dtype=f32),
+        leaf(24, dtype=f32),
+    ]
+    yield "mhc_pre gradient", of(lambda: kf.mhc_pre(*pre, backend=device), pre)
+    post = [leaf(1, tokens, C), leaf(1, tokens, n, C), leaf(1, tokens, n, dtype=f32), leaf(1, tokens, n, n, dtype=f32)]
+    yield "mhc_post gradient", of(lambda: kf.mhc_post(*post, backend=device), post)
+    angles = draw.numbers.integers(-(2**16), 2**16, (2, 4096, 32)).astype(np.float32) / np.float32(2**16)
+    turns = [draw.put(angles[0]), draw.put(angles[1])]
+    for kind, op, ratio, series in (("csa", kf.csa_compress, 4, 2), ("hca", kf.hca_compress, 128, 1)):
+        width = series * 512
+        given = [leaf(1, 4096, width), leaf(1, 4096, width), leaf(ratio, width, dtype=f32), leaf(512, dtype=f32)]
+        yield (
+            f"{kind}_compress gradient",
+            of(lambda op=op, g=given, r=ratio: op(*g, *turns, r, backend=device)[0], given),
+        )
+    q, kv, sink = leaf(1, 256, 64, 512), leaf(1, 256, 512), leaf(64, dtype=f32)
+    positions = draw.put(np.arange(256)[None])
+    entries = leaf(1, 2, 512)
+    yield (
+        "hca_attention gradient",
+        of(lambda: kf.hca_attention(q, kv, entries, sink, positions, 128, backend=device), [q, kv, entries, sink]),
+    )
+    wide = [leaf(64, 64, 512), leaf(8, 1024, 4096, scale=2**-6), leaf(4096, 8192, scale=2**-7)]
+    yield (
+        "grouped_output_projection gradient",
+        of(lambda: kf.grouped_output_projection(*wide, backend=device), wide),
+    )
+    scored = [leaf(256, 64, 128), leaf(1024, 128), leaf(256, 64, scale=2**-6, dtype=f32)]
+    yield (
+        "indexer_logits gradient",
+        of(
+            lambda: kf.indexer_logits(scored[0], None, scored[1], None, scored[2], quantize=True, backend=device),
+            scored,
+        ),
+    )
+    experts = kf.nn.MXFP4Experts.from_dense(
+        draw.normal(4, 1024, 1024, scale=2**-5), draw.normal(4, 1024, 512, scale=2**-5), trainable=True, backend=device
+    ).to(draw.home)
+    x, weight = leaf(256, 1024), leaf(256, 2, dtype=f32)
+    chosen = draw.put(draw.numbers.random((256, 4)).argsort(1)[:, :2].astype(np.int32))
+    yield (
+        "MXFP4Experts gradient",
+        of(lambda: experts(x, chosen, weight), [x, weight, experts.gate_up, experts.down]),
+    )
+
+
+GROUPS = (gemm, experts, attention, indexer, compression, streams, projection, gradients)
 
 
 def digest(found: Any) -> str:
