@@ -110,6 +110,17 @@ def test_bits_are_the_references(a_format, experts, arch, edges):
     assert_same_bits(run(kernels.built_gemm(arch, a_format, experts), *data, offsets), wanted)
 
 
+@pytest.mark.parametrize("a_format", ["e4m3_f32", pytest.param("e4m3_e8m0", marks=pytest.mark.slow)])
+def test_no_warps_are_set_apart_where_a_tile_looks_up_its_expert(a_format):
+    """TileLang would leave the look-up ahead of the loop to the copying warps alone (``warp_specialization``)."""
+    wide = {"block_M": 16, "block_N": 32, "block_K": 512, "threads": 64}
+    built = kernels.built_gemm("sm_90a", a_format, 3, N=64, K=1024, **wide)
+    assert built.info.threads == (64, 1, 1)
+    data = operands(a_format, 40, np.random.default_rng(9), 3, n=64, k=1024)
+    offsets = np.array([0, 5, 25, 40], np.int32)
+    assert_same_bits(run(built, *data, offsets, n=64), expected(*data, a_format, offsets))
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_infinite_terms_follow_ieee(arch):
     """Finite factors whose term overflows: a fused multiply-add would keep a finite sum."""

@@ -14,16 +14,33 @@ def specialization_is_safe(function: Any) -> bool:
     loop's body may still read what the copying threads stored themselves: a column of scales in an epilogue, for
     instance. So a kernel is specialized only where what a pipelined loop copies without a tensor map is read by matrix
     products alone. Without that, ``int8_gemm`` of ``benchmarks/`` has a race on sm_90a, which the virtual device finds.
+
+    TileLang also gives what stands ahead of the loop to one side alone, assignments of variables with it, which the
+    other side reads before anything is assigned: a grouped GEMM's expert, for instance. So a kernel that assigns
+    variables outside of pipelined loops is not specialized.
     """
-    safe = True
+    safe, assigned = True, _assignments(function.body)
 
     def visit(node: Any) -> None:
-        nonlocal safe
+        nonlocal safe, assigned
         if isinstance(node, tirx.For) and "num_stages" in node.annotations:
             safe = safe and not (_copied(node.body) & _read_beside_products(node.body))
+            assigned -= _assignments(node.body)
 
     post_order(function.body, visit)
-    return safe
+    return safe and assigned == 0
+
+
+def _assignments(body: Any) -> int:
+    """How many statements assign a variable."""
+    count = 0
+
+    def visit(node: Any) -> None:
+        nonlocal count
+        count += isinstance(node, tirx.BufferStore) and text(node.buffer.scope()) == "local.var"
+
+    post_order(body, visit)
+    return count
 
 
 _ALIGNMENT = 16
