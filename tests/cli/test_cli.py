@@ -116,6 +116,17 @@ def test_inspect_shows_passes_in_order_and_source(kernelforge):
     assert "select_sort" not in result.output  # another op's
 
 
+@pytest.mark.parametrize(
+    ("arch", "variant", "whole"),
+    [("sm_80", "bf16", False), ("sm_90a", "bf16", True), ("sm_90a", "e4m3_f32", False)],
+)
+def test_inspect_says_what_cuda_takes_whole(kernelforge, arch, variant, whole):
+    result = kernelforge("inspect", "mxfp4_gemm", "--backend", "cuda", "--arch", arch, "--variant", variant)
+    assert result.exit_code == 0, result.output
+    assert "mx_block_accumulate" in result.output
+    assert ("mx_block_accumulate, taken whole" in result.output) is whole
+
+
 @pytest.mark.parametrize("device", ["cuda:virtual", "ascend:virtual"])
 def test_bench_says_whose_time_it_is(kernelforge, monkeypatch, tmp_path, device):
     from kernelforge.bench import Report, Row

@@ -114,13 +114,15 @@ def test_importing_the_backend_does_not_import_the_compiler():
 
 
 PROBLEMS = [
-    {"M": M, "N": 4096, "K": 4096, "experts": 0, "a_format": a_format, "out_dtype": "bfloat16"}
+    {"M": M, "N": 4096, "K": 4096, "experts": experts, "a_format": a_format, "arch": arch}
     for M in (1, 16, 17, 64, 65, 4096)
+    for experts in (0, 8)
     for a_format in ("e2m1", "e4m3_e8m0", "e4m3_f32", "bf16")
+    for arch in ("sm_80", "sm_90a")
 ]
 
 
-@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p['M']}-{p['a_format']}")
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: "-".join(map(str, p.values())))
 def test_every_problem_has_a_valid_schedule(problem):
     from kernelforge.runtime.tuning import matches
 

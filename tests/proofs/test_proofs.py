@@ -16,12 +16,13 @@ from kernelforge.proofs import (
     indexer,
     mega_moe,
     mx_accumulator,
+    mx_folding,
     prove,
     prove_all,
     sliced_dot,
 )
 
-MODULES = (attention, compress, fp4_to_fp8, indexer, mega_moe, mx_accumulator, sliced_dot)
+MODULES = (attention, compress, fp4_to_fp8, indexer, mega_moe, mx_accumulator, mx_folding, sliced_dot)
 THEOREMS = [theorem for module in MODULES for theorem in module.theorems()]
 
 
@@ -77,6 +78,40 @@ def test_a_wider_window_or_weight_would_break_the_block_bound(monkeypatch):
     monkeypatch.setattr(mx_accumulator, "WEIGHT_LIMIT", 17)
     with pytest.raises(ProofError, match="block_bound"):
         prove_all(mx_accumulator._integers())
+
+
+def test_the_proofs_of_folded_scales_speak_of_the_constants_in_use():
+    from pathlib import Path
+
+    import kernelforge_cuda
+    from kernelforge.backends.capabilities import EXACT_DOT_BF16
+    from kernelforge_cuda.backend import CudaBackend
+
+    source = (Path(kernelforge_cuda.__file__).parent / "mx_block.h").read_text()
+    raised = mx_folding.WEIGHT_EXPONENT - mx_folding.SHIFT
+    lowest, highest = (exponent + mx_folding.BIAS for exponent in (e8m0.LOWEST_READ, e8m0.HIGHEST_READ))
+    assert f"kShift = {mx_folding.SHIFT};" in source
+    assert f"read_scale(w_scale[column * kBlocks + block], {mx_folding.WEIGHT_EXPONENT} - kShift)" in source
+    assert f"byte <= min({highest}, 254 - raise)" in source
+    assert f"byte < {lowest} ? 0" in source
+    assert min(highest, 254 - raised) == mx_folding.FOLDED_WEIGHT + mx_folding.BIAS
+    assert min(highest, 254 - mx_folding.SHIFT) == highest
+    assert f"infinite = binade > {mx_folding.BLOCKS['bf16'].top} + 126" in source
+    assert f"infinite ? 127 - {mx_folding.LOWERED} : 127" in source
+    assert CudaBackend.capabilities.accumulator_bits[EXACT_DOT_BF16] == min(mx_folding.ACCUMULATOR_BITS)
+
+
+def test_a_larger_folded_scale_would_overflow_a_sum(monkeypatch):
+    low, high = mx_folding.WEIGHTS.scale
+    monkeypatch.setattr(mx_folding, "WEIGHTS", mx_folding.WEIGHTS._replace(scale=(low, high + 1)))
+    with pytest.raises(ProofError, match="sums_bf16_infinite"):
+        prove_all(mx_folding.theorems())
+
+
+def test_an_accumulator_of_fewer_bits_would_lose_the_unit(monkeypatch):
+    monkeypatch.setattr(mx_folding, "ACCUMULATOR_BITS", (23,))
+    with pytest.raises(ProofError, match="accumulator_23"):
+        prove_all(mx_folding.theorems())
 
 
 def test_lower_read_thresholds_would_let_subnormals_in(monkeypatch):

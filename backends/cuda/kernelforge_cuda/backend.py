@@ -39,6 +39,7 @@ class CudaBackend(Backend):
     capabilities = Capabilities(
         frozenset({EXACT_DOT_INT8, EXACT_DOT_BF16, FP32_IEEE, INT32}), accumulator_bits={EXACT_DOT_BF16: 24}
     )
+    composites = frozenset({"mx_block_accumulate"})
     # Guards, and barriers.
     proving_passes = frozenset({"tl.LegalizeSafeMemoryAccess", "tl.ThreadSync"})
 
@@ -62,7 +63,7 @@ class CudaBackend(Backend):
     def passes(self, arch: str) -> Sequence[Pass]:
         from . import passes
 
-        return passes.PIPELINE
+        return passes.PIPELINE if arch == "sm_80" else passes.BF16_PIPELINE
 
     def pass_configs(self, arch: str, function: Any) -> Mapping[str, Any]:
         from .warp_specialization import specialization_is_safe

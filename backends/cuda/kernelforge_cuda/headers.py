@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-OWN = "kernelforge_cuda.h"
+OWN, MX_BLOCK = "kernelforge_cuda.h", "mx_block.h"
 
 # TileLang includes these in every kernel, or in every one that multiplies or copies asynchronously.
 _USUAL = frozenset(
@@ -49,12 +49,15 @@ _FORMATS = re.compile(r"\b(?:__)?(?:nv_)?(?:half|bfloat16|bfloat162|float_\w+|fp
 
 
 def with_own_headers(source: str) -> str:
-    """Include ``kernelforge_cuda.h`` alone in a kernel that needs nothing else; others keep TileLang's templates."""
+    """Include ``kernelforge_cuda.h`` in place of TileLang's templates in a kernel that needs no more of them."""
     prologue = _PROLOGUE.match(source)
+    if prologue is not None and "kf::" in source:
+        source = f"{prologue[0]}#include <{MX_BLOCK}>\n\n{source[prologue.end() :]}"
     if prologue is None or not set(_INCLUDE.findall(prologue[0])) <= _USUAL:
         return source
     body = source[prologue.end() :]
-    if not set(_QUALIFIED.findall(body)) <= _NAMES or _FORMATS.search(body) or not _calls_builtins(body):
+    used = {name for name in _QUALIFIED.findall(body) if name[0] != "kf"}
+    if not used <= _NAMES or _FORMATS.search(body) or not _calls_builtins(body):
         return source
     return f"#include <{OWN}>\n\n{body}"
 

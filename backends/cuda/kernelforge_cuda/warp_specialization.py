@@ -18,11 +18,16 @@ def specialization_is_safe(function: Any) -> bool:
     TileLang also gives what stands ahead of the loop to one side alone, assignments of variables with it, which the
     other side reads before anything is assigned: a grouped GEMM's expert, for instance. So a kernel that assigns
     variables outside of pipelined loops is not specialized.
+
+    Nor is a kernel that calls a device function of this backend (``mx_block.h``), in which all of a block's warps take
+    part.
     """
     safe, assigned = True, _assignments(function.body)
 
     def visit(node: Any) -> None:
         nonlocal safe, assigned
+        if called(node) == "tirx.call_extern":
+            safe = False
         if isinstance(node, tirx.For) and "num_stages" in node.annotations:
             safe = safe and not (_copied(node.body) & _read_beside_products(node.body))
             assigned -= _assignments(node.body)

@@ -75,7 +75,8 @@ class Backend(ABC):
     """Device type of the torch tensors its real device takes: ``"cpu"``, ``"cuda"``, ``"npu"``."""
     capabilities: Capabilities
     composites: frozenset[str] = frozenset()
-    """Primitives of ``numerics`` that the backend takes whole instead of lowering their portable body."""
+    """Primitives of ``numerics`` that the backend takes whole, where operands and architecture allow it, instead of
+    lowering their portable body."""
     proving_passes: frozenset[str] | None = None
     """Passes of TileLang's pipeline whose code z3's proofs decide; the others do without, faster. None: all."""
 

@@ -45,19 +45,24 @@ def command(
     backend.capabilities.require(op, kernel.needs, backend.name)
 
     stages: list[tuple[str, Any]] = []
+    held: dict[str, set[str]] = {}
+    before_opening: set[str] = set()
     with progress() as bar:
         task = bar.add_task(f"lowering {op} {variant} for {backend.name} {arch}", total=None)
         from .. import lowering
 
         def observe(name: str, function: Any) -> None:
+            if name == lowering.lower_composites.__name__:
+                before_opening.update(held[stages[-1][0]])
             stages.append((name, function.script()))
+            held[name] = {composite.name for composite in lowering.composites_in(function)}
             bar.update(task, description=f"lowering {op} {variant} for {backend.name} {arch}: {name}")
 
         portable = lowering.trace(kernel.builder, dict(kernel.parameters))
         lowered = lowering.lower(portable, backend, arch, observe)
     out = console()
-    composites = {composite.name for composite in lowering.composites_in(portable)}
-    _summary(out, backend, arch, f"{op} ({variant})", dict(kernel.parameters), composites, stages, lowered)
+    whole = {name: name in backend.composites - before_opening for name in held["portable"]}
+    _summary(out, backend, arch, f"{op} ({variant})", dict(kernel.parameters), whole, stages, lowered)
     if show_passes or show_diff:
         _stages(out, stages, show_passes, show_diff)
     if show_source:
@@ -93,7 +98,7 @@ def _summary(
     arch: str,
     name: str,
     parameters: dict[str, Any],
-    composites: set[str],
+    composites: dict[str, bool],
     stages: list[tuple[str, Any]],
     lowered: Lowered,
 ) -> None:
@@ -111,8 +116,8 @@ def _summary(
     made.add_row("shared memory", f"{info.shared_bytes} bytes")
     for workspace in info.workspaces:
         made.add_row("workspace", escape(f"{workspace.name}: {workspace.dtype}{list(workspace.shape)}"))
-    for composite in sorted(composites):
-        made.add_row("composite", composite + (", taken whole" if composite in backend.composites else ""))
+    for composite, whole in sorted(composites.items()):
+        made.add_row("composite", composite + (", taken whole" if whole else ""))
     made.add_row("source", f"{len(lowered.source.splitlines())} lines")
     out.print(made)
 

@@ -18,8 +18,10 @@ __all__ = [
     "buffer_location",
     "called",
     "conjuncts",
+    "fragment",
     "functions",
     "gemm",
+    "layout",
     "mutator",
     "pass_context",
     "pass_instrument",
@@ -63,6 +65,16 @@ def rebuild_call(call: Any, arguments: Sequence[Any]) -> Any:
 def gemm(a: Any, b: Any, out: Any, transpose_b: bool) -> Any:
     """The call that puts a @ b, or a @ b^T, into ``out``; all three are buffers."""
     return tilelang.language.gemm(a, b, out, transpose_B=transpose_b, clear_accum=True)
+
+
+def fragment(shape: Sequence[Any], place: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
+    """The layout of a tile in registers: ``place`` gives an element's thread and its place there."""
+    return tilelang.layout.Fragment(list(shape), forward_fn=place)
+
+
+def layout(shape: Sequence[Any], place: Callable[[Any, Any], Any]) -> Any:
+    """The layout of a tile in shared memory: ``place`` gives an element's offset."""
+    return tilelang.layout.Layout(list(shape), place)
 
 
 def post_order(node: Any, visit: Callable[[Any], None]) -> None:

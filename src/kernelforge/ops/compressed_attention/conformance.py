@@ -60,7 +60,8 @@ def _full(seed: int) -> Iterator[Problem]:
 
 def kernels(device: str) -> Mapping[str, KernelSpec]:
     """The kernels of prefill and of the backward pass at V4-Flash's head count and width."""
-    from .plan import BUILDER, NEEDS, architecture
+    from ..support import architecture
+    from .plan import BUILDER, NEEDS
     from .problem import factor_bits
 
     shape = {"H": 64, "D": 512, "window": 128}

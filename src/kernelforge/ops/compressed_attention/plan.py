@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import torch
 
-from ... import backends
 from ...backends import Executable
 from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from ...numerics.attention import CHUNK, window_slots
 from ...runtime import KernelSpec, executable, schedule
-from ..support import choose_device
+from ..support import architecture, choose_device
 from .problem import Arguments, Problem, check, factor_bits
 
 NEEDS = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32})
@@ -30,15 +29,6 @@ class Plan(NamedTuple):
     sizes: torch.Tensor
     chunk_slots: torch.Tensor
     window_slots: int
-
-
-def architecture(device: str) -> str:
-    """What ``device`` runs; the backend's first where there is no such device."""
-    owner = backends.backend(device.partition(":")[0])
-    try:
-        return owner.default_arch(device)
-    except backends.DeviceUnavailable:
-        return owner.archs()[0]
 
 
 @functools.lru_cache(maxsize=4096)
