@@ -12,6 +12,8 @@ from kernelforge.ops.lightning_indexer.conformance import kernels
 from kernelforge.runtime import artifact
 
 UNITS = {"sm_80": "mma.sync", "sm_90a": "wgmma.mma_async"}
+MX_BLOCKS = {("mma.sync", "f32.bf16.bf16")}
+"""FP4 scores on sm_90a are taken by the CUDA backend's device function."""
 
 
 @pytest.mark.slow
@@ -27,16 +29,21 @@ def test_machine_code_uses_the_matrix_unit_and_does_not_spill(variant, arch):
         assert 0 < used["registers"] <= 255
         assert used["spill_store_bytes"] == used["spill_load_bytes"] == used["stack_bytes"] == 0
     ptx = (directory / "kernel.ptx").read_text()
-    products = set(re.findall(r"\b(mma\.sync|wgmma\.mma_async)\S*\.s32\.s8\.s8", ptx))
-    assert products == (set() if variant.endswith("merge") else {UNITS[arch]})
+    products = set(re.findall(r"\b(mma\.sync|wgmma\.mma_async)\S*\.(s32\.s8\.s8|f32\.bf16\.bf16)", ptx))
+    taken = arch == "sm_90a" and "kf::mx_block_accumulate" in (directory / "kernel.cu").read_text()
+    integers = {(UNITS[arch], "s32.s8.s8")}
+    scored = MX_BLOCKS | (integers if "gradient" in variant else set()) if taken else integers
+    assert products == (set() if variant.endswith("merge") else scored)
 
 
-@pytest.mark.parametrize(("arch", "unit"), [("sm_80", "mma_sync"), ("sm_90a", "wgmma_ss")])
+@pytest.mark.parametrize(
+    ("arch", "unit"), [("sm_80", "tl::mma_sync<tl::DataType::kInt8"), ("sm_90a", "kf::mx_block_accumulate")]
+)
 def test_all_products_of_the_scores_are_the_matrix_units(arch, unit):
     spec = kernels("cuda")["logits"]
     portable = lowering.trace(spec.builder, dict(spec.parameters))
     source = lowering.lower(portable, backends.backend("cuda"), arch).source
-    assert set(re.findall(r"tl::(\w*mma\w*)<tl::DataType::(\w+)", source)) == {(unit, "kInt8")}
+    assert set(re.findall(r"tl::\w*mma\w*<tl::DataType::\w+|kf::\w+(?=<)", source)) == {unit}
 
 
 def test_all_products_of_the_scores_are_the_cube_units():
