@@ -108,8 +108,10 @@ def peak_memory(call: Call, rounds: int = 3, home: str = "cpu") -> int | None:
     On the CPU of the process's resident memory, on ``home`` ``"cuda"`` of what torch has handed out on the device. The
     least of a few rounds: what else happens in the process, a huge page or a file's pages read again, can only add.
     Memory that earlier calls left with the allocators is given back first; scratch that threads keep between calls is
-    not counted. None where the kernel does not let a process reset its peak (Linux does).
+    not counted. None where the kernel does not let a process reset its peak (Linux does), and on other devices.
     """
+    if home not in ("cpu", "cuda"):
+        return None
     call()
     if home == "cuda":
         return min(_device_rise(call) for _ in range(rounds))

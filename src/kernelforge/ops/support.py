@@ -100,15 +100,6 @@ def choose_device(backend: str | None, device: torch.device) -> str:
     return backends.device(backend)[1].name
 
 
-def architecture(device: str) -> str:
-    """What ``device`` runs; the backend's first where there is no such device."""
-    owner = backends.backend(device.partition(":")[0])
-    try:
-        return owner.default_arch(device)
-    except backends.DeviceUnavailable:
-        return owner.archs()[0]
-
-
 def home_of(device: str) -> str:
     """The torch device type of the tensors that a kernelforge device takes."""
     owner, chosen = backends.device(device)

@@ -13,16 +13,26 @@ from .. import backends
 TABLE = "tuning.json"
 
 
-@functools.lru_cache(maxsize=4096)
 def schedule(op: str, device: str, **problem: Any) -> Mapping[str, Any]:
     """The schedule for a problem: the backend's rows first, then the op's own; the first match wins.
 
     A row is ``{"when": {name: value | [values] | {"min": a, "max": b}}, "set": {parameter: value}}``; names that a row
-    does not mention are free.
+    does not mention are free. Every row may ask for the ``arch`` that ``device`` runs; where there is no such device,
+    it is the backend's first.
 
     Raises:
         LookupError: no row matches (an op's own table ends with a row without conditions).
     """
+    backend = backends.backend(device.partition(":")[0])
+    try:
+        arch = backend.default_arch(device)
+    except backends.DeviceUnavailable:
+        arch = backend.archs()[0]
+    return _first_match(op, device, arch=arch, **problem)
+
+
+@functools.lru_cache(maxsize=4096)
+def _first_match(op: str, device: str, **problem: Any) -> Mapping[str, Any]:
     backend = backends.backend(device.partition(":")[0])
     for row in (*backend.tuning(op), *_own_rows(op)):
         if all(matches(condition, problem[name]) for name, condition in row.get("when", {}).items()):

@@ -9,7 +9,6 @@ from kernelforge.ops.mega_moe import conformance as moe
 from kernelforge.ops.mega_moe.local import NEEDS
 from kernelforge.ops.route_topk import conformance as route
 from kernelforge.ops.sliced_gemm.op import KERNELS as PRODUCTS
-from kernelforge.ops.support import architecture
 from kernelforge.runtime import KernelSpec, schedule
 
 MODELS = {"flash": moe.FLASH, "pro": moe.PRO}
@@ -27,7 +26,6 @@ def kernels(device: str) -> dict[str, KernelSpec]:
 def _products(device: str, hidden: int, inter: int) -> dict[str, KernelSpec]:
     """Of the backward pass: an expert's rows with its weights, and over its rows."""
     of_bf16 = {"groups": 1, "a_dtype": "bfloat16", "b_dtype": "bfloat16", "out_dtype": "float32"}
-    where = {"arch": architecture(device), "tokens": 256}
     problems = {
         "to inter": ("sliced_gemm", {"K": hidden, "N": inter, "turned": True, "whole": False}),
         "to hidden": ("sliced_gemm", {"K": 2 * inter, "N": hidden, "turned": True, "whole": False}),
@@ -40,7 +38,7 @@ def _products(device: str, hidden: int, inter: int) -> dict[str, KernelSpec]:
             NEEDS,
             **of_bf16,
             **extents,
-            **schedule("sliced_gemm", device, kernel=kernel, **where, **of_bf16, **extents),
+            **schedule("sliced_gemm", device, kernel=kernel, tokens=256, **of_bf16, **extents),
         )
         for name, (kernel, extents) in problems.items()
     }

@@ -60,7 +60,6 @@ def _full(seed: int) -> Iterator[Problem]:
 
 def kernels(device: str) -> Mapping[str, KernelSpec]:
     """The kernels of prefill and of the backward pass at V4-Flash's head count and width."""
-    from ..support import architecture
     from .plan import BUILDER, NEEDS
     from .problem import factor_bits
 
@@ -72,7 +71,6 @@ def kernels(device: str) -> Mapping[str, KernelSpec]:
                 "compressed_attention",
                 device,
                 kernel="attention",
-                arch=architecture(device),
                 H=64,
                 D=512,
                 topk=topk,

@@ -12,7 +12,7 @@ from ...backends import Executable
 from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from ...numerics.attention import CHUNK, window_slots
 from ...runtime import KernelSpec, executable, schedule
-from ..support import architecture, choose_device
+from ..support import choose_device
 from .problem import Arguments, Problem, check, factor_bits
 
 NEEDS = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32})
@@ -50,7 +50,6 @@ def plan_call(
             "compressed_attention",
             device,
             kernel="attention",
-            arch=architecture(device),
             queries=problem.B * problem.S,
             chunks=chunks + raw_slots,
             threads=threads,

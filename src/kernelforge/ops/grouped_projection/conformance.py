@@ -99,7 +99,6 @@ def kernels(device: str) -> Mapping[str, KernelSpec]:
     """Both products of DeepSeek-V4-Flash, and a gradient of weights."""
     from ...runtime import KernelSpec, schedule
     from ..sliced_gemm.op import KERNELS, NEEDS
-    from ..support import architecture
 
     types = {"a_dtype": "bfloat16", "b_dtype": "bfloat16", "out_dtype": "bfloat16"}
     rows = {"turned": False, "whole": True}
@@ -110,7 +109,6 @@ def kernels(device: str) -> Mapping[str, KernelSpec]:
     }
     found = {}
     for name, (kernel, extents) in given.items():
-        arch = architecture(device)
-        tiles = schedule("sliced_gemm", device, kernel=kernel, arch=arch, tokens=1, **extents, **types)
+        tiles = schedule("sliced_gemm", device, kernel=kernel, tokens=1, **extents, **types)
         found[name] = KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **extents, **types, **tiles)
     return found

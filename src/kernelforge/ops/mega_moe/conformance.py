@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats import bf16, mx
-from ...runtime import KernelSpec
+from ...runtime import KernelSpec, schedule
 from ..spec import Arrays, Case, seeded
 from . import reference
 
@@ -81,7 +81,7 @@ def kernels(device: str) -> Mapping[str, KernelSpec]:
 def layer_kernels(device: str, hidden: int, inter: int, experts: int, slots: int) -> Mapping[str, KernelSpec]:
     """The kernels of a layer at 1024 tokens, its activation's gradient among them."""
     from ..mxfp4_gemm.op import BUILDER as GEMM
-    from .local import KERNELS, NEEDS, tiling
+    from .local import KERNELS, NEEDS
 
     gemm = {"N": hidden, "K": inter, "experts": experts, "a_format": "e4m3_e8m0", "out_dtype": "float32"}
     given: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -103,7 +103,7 @@ def layer_kernels(device: str, hidden: int, inter: int, experts: int, slots: int
     found = {}
     for name, (kernel, builder, extents) in given.items():
         per_expert = -(-1024 * slots // experts)
-        tiles = tiling(device, kernel, 1024 * slots, per_expert)
+        tiles = schedule("mega_moe", device, kernel=kernel, rows=1024 * slots, rows_per_expert=per_expert)
         found[name] = KernelSpec.of(builder, NEEDS, **extents, **tiles)
     return found
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from ...backends import Executable
 from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from ...runtime import KernelSpec, executable, host_memory, schedule
 from ..mxfp4_gemm.op import BUILDER as GEMM
-from ..support import Meta, architecture, bytes_of, choose_device, define, expect, meta, require_tensor
+from ..support import Meta, bytes_of, choose_device, define, expect, meta, require_tensor
 
 BLOCK = 32
 NEEDS = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32})
@@ -131,15 +130,9 @@ def clamp_limit(swiglu_limit: float | None) -> float:
     return limit
 
 
-def tiling(device: str, kernel: str, rows: int, per_expert: int) -> Mapping[str, Any]:
-    """The schedule of a kernel for that many rows, ``per_expert`` of them with each."""
-    arch = architecture(device)
-    return schedule("mega_moe", device, kernel=kernel, arch=arch, rows=rows, rows_per_expert=per_expert)
-
-
 def tuned(builder: str, device: str, kernel: str, rows: int, per_expert: int, **parameters: Any) -> Executable:
     """A kernel under the schedule of its name for that many rows, ``per_expert`` of them with each."""
-    tiles = tiling(device, kernel, rows, per_expert)
+    tiles = schedule("mega_moe", device, kernel=kernel, rows=rows, rows_per_expert=per_expert)
     return executable(KernelSpec.of(builder, NEEDS, **parameters, **tiles), device)
 
 
@@ -157,7 +150,7 @@ def _plan_kernels(topk: Meta, experts: int, backend: str | None) -> _PlanKernels
     device = choose_device(backend, topk.device)
     if topk.shape.numel() == 0:
         return None
-    tiles = tiling(device, "plan", topk.shape.numel(), 0)
+    tiles = schedule("mega_moe", device, kernel="plan", rows=topk.shape.numel(), rows_per_expert=0)
     histogram, place = (
         executable(KernelSpec.of(f"{KERNELS}.plan:{name}", NEEDS, experts=experts, **tiles), device)
         for name in ("moe_count", "moe_place")

@@ -92,14 +92,13 @@ def _full(seed: int) -> Iterator[Problem]:
 
 def kernels(device: str) -> Mapping[str, KernelSpec]:
     """One kernel per activation format and form, at a decoder's width."""
-    from ..support import architecture
     from .op import BUILDER, NEEDS
 
     found = {}
     for experts in (0, 8):
         for a_format in A_FORMATS:
             problem = {"M": 512, "N": 4096, "K": 4096, "experts": experts, "a_format": a_format}
-            tiles = schedule("mxfp4_gemm", device, arch=architecture(device), **problem)
+            tiles = schedule("mxfp4_gemm", device, **problem)
             static = {name: value for name, value in problem.items() if name != "M"}
             name = f"grouped-{a_format}" if experts else a_format
             found[name] = KernelSpec.of(BUILDER, NEEDS, out_dtype="bfloat16", **static, **tiles)

@@ -10,17 +10,7 @@ import torch
 from ...backends import Executable
 from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from ...runtime import KernelSpec, executable, schedule
-from ..support import (
-    Meta,
-    architecture,
-    bytes_of,
-    choose_device,
-    define,
-    expect,
-    meta,
-    require_numerics,
-    require_tensor,
-)
+from ..support import Meta, bytes_of, choose_device, define, expect, meta, require_numerics, require_tensor
 
 BLOCK = 32
 GROUP = 128
@@ -166,7 +156,7 @@ def _plan(
     device = choose_device(backend, a.device)
     if problem.M == 0 or problem.N == 0:
         return None, shape
-    tiles = schedule("mxfp4_gemm", device, arch=architecture(device), **problem._asdict())
+    tiles = schedule("mxfp4_gemm", device, **problem._asdict())
     spec = KernelSpec.of(
         BUILDER,
         NEEDS,

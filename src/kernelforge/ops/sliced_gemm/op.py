@@ -10,7 +10,7 @@ import torch
 from ...backends import Executable
 from ...backends.capabilities import EXACT_DOT_INT8, FP32_IEEE, INT32
 from ...runtime import KernelSpec, executable, schedule
-from ..support import LIBRARY, Meta, architecture, choose_device, define, expect, meta
+from ..support import LIBRARY, Meta, choose_device, define, expect, meta
 
 Tensor = torch.Tensor
 NEEDS = frozenset({EXACT_DOT_INT8, FP32_IEEE, INT32})
@@ -25,7 +25,7 @@ MOST_TOKENS = 256
 @functools.lru_cache(maxsize=4096)
 def _compiled(kernel: str, device: torch.device, backend: str | None, tokens: int = 0, **problem: Any) -> Executable:
     where = choose_device(backend, device)
-    tiles = schedule("sliced_gemm", where, kernel=kernel, arch=architecture(where), tokens=tokens, **problem)
+    tiles = schedule("sliced_gemm", where, kernel=kernel, tokens=tokens, **problem)
     return executable(KernelSpec.of(f"{KERNELS}:{kernel}", NEEDS, **problem, **tiles), where)
 
 
