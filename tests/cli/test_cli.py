@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -141,6 +142,22 @@ def test_bench_says_whose_time_it_is(kernelforge, monkeypatch, tmp_path, device)
     (page,) = tmp_path.glob("*.md")
     for text in (result.output, page.read_text()):
         assert f"{device} executes on the host: these times are not the device's." in " ".join(text.split())
+
+
+def test_a_benchmark_names_the_commit_and_the_cpu():
+    from kernelforge.backends import device
+    from kernelforge.bench import Report
+
+    root = Path(__file__).parents[2]
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    said = (
+        subprocess.run(asked, cwd=root, capture_output=True, text=True, check=False)
+        if (root / ".git").exists()
+        else None
+    )
+    environment = Report("mxfp4_gemm", "typed", "cpu").environment
+    assert device("cpu")[1].detail in environment["processor"]
+    assert environment.get("commit", "").removesuffix(" with changes") == (said.stdout.strip() if said else "")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..backends import device as find_device
 from .measure import Timing
 
 Value = str | int | float | None
@@ -97,13 +99,28 @@ def show(value: Value) -> str:
 def _environment(device: str) -> dict[str, str]:
     return {
         "date": datetime.date.today().isoformat(),
+        **_commit(),
         **(_gpu() if device == "cuda" else {}),
-        "processor": _processor(),
+        "processor": f"{_processor()} ({find_device('cpu')[1].detail})",
         "threads": str(torch.get_num_threads()),
         "processors": str(os.cpu_count()),
         "python": platform.python_version(),
         **{package: version(package) for package in ("kernelforge", "torch", "tilelang")},
     }
+
+
+def _commit() -> dict[str, str]:
+    """The commit that is measured, where the package is run from its repository."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return {}
+    git = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    try:
+        head = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
+        changed = git(["git", "status", "--porcelain", "--", "src", "backends", "csrc"]).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": head + (" with changes" if changed else "")}
 
 
 def _gpu() -> dict[str, str]:

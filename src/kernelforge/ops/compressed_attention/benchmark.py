@@ -145,13 +145,13 @@ def torch_prefill(shape: Shape, x: Operands) -> torch.Tensor:
     return out
 
 
-def torch_call(shape: Shape, x: Operands) -> Callable[[], torch.Tensor]:
+def torch_call(shape: Shape, x: Operands, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
     """Eager torch."""
-    wide = x.to(product_dtype(x.q.device.type))
+    wide = x.to(dtype)
     return lambda: (torch_decode if shape.S == 1 else torch_prefill)(shape, wide)
 
 
-def transformers_seconds(shape: Shape, x: Operands) -> float | None:
+def transformers_seconds(shape: Shape, x: Operands, dtype: torch.dtype) -> float | None:
     """Seconds of transformers' eager attention over the keys and the mask that its DeepSeek-V4 layer builds.
 
     One block of queries is timed, and multiplied by their number. None if it is not installed.
@@ -159,8 +159,6 @@ def transformers_seconds(shape: Shape, x: Operands) -> float | None:
     if importlib.util.find_spec("transformers") is None:
         return None
     from transformers.models.deepseek_v4 import modeling_deepseek_v4 as model
-
-    dtype = product_dtype(x.q.device.type)
 
     class Layer(torch.nn.Module):
         num_key_value_groups = shape.heads
@@ -231,6 +229,10 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
         "(all complete entries, also for CSA); "
         f"prefill: one block of {TRANSFORMERS_QUERIES} queries, times their number.",
     ]
+    if roof.dtype == torch.float32:
+        report.notes.append(
+            "bf16: both in the model's own type, which torch multiplies in plain loops here; decode only."
+        )
     for shape in SHAPES:
         observe(shape.name)
         report.rows.append(_row(shape, device, home))
@@ -240,13 +242,17 @@ def run(device: str, command: str, observe: Callable[[str], None] = lambda what:
 def _row(shape: Shape, device: str, home: str) -> Row:
     x = operands(shape, home)
     calls = {mode: kernelforge_call(shape, x, mode, device) for mode in ("exact", "native")}
-    calls["torch"] = torch_call(shape, x)
+    rivals = {"": product_dtype(home)}
+    if rivals[""] == torch.float32 and shape.S == 1:
+        rivals[" bf16"] = torch.bfloat16
+    calls |= {f"torch{suffix}": torch_call(shape, x, dtype) for suffix, dtype in rivals.items()}
     long = shape.S > 1 and home == "cpu"
     timings = interleaved(calls, rounds=1 if long else 9, seconds=0 if long else 0.05, home=home)
     taken = {name: timing.median for name, timing in timings.items()}
-    other = transformers_seconds(shape, x)
-    if other is not None:
-        taken["transformers"] = other
+    for suffix, dtype in rivals.items():
+        other = transformers_seconds(shape, x, dtype)
+        if other is not None:
+            taken[f"transformers{suffix}"] = other
     values: dict[str, Any] = {f"{name} ms": seconds * 1e3 for name, seconds in taken.items()}
     for mode in ("exact", "native"):
         values |= {
