@@ -42,63 +42,90 @@ __attribute__((target_clones("default", "avx2"))) void multiply(uint32_t rows, u
   }
 }
 
-// All values are integers below 2^31 in magnitude; returns the largest magnitude, or NaN.
-__attribute__((target_clones("default", "avx2"), optimize("O3"))) float integer_magnitude(const float* v,
-                                                                                          uint32_t count) {
-  float largest[8] = {};
-  uint32_t bad = 0;
-  for (uint32_t i = 0; i < count; i += 8) {
-    for (uint32_t c = 0; c < 8; ++c) {
-      float x = v[i + c], m = x < 0 ? -x : x;
-      largest[c] = m > largest[c] ? m : largest[c];
-      bool fits = m < 0x1p31f;
-      float back = static_cast<float>(static_cast<int32_t>(fits ? x : 0.5f));
-      bad |= !(back == x);
-    }
-  }
-  if (bad) return std::numeric_limits<float>::quiet_NaN();
-  return *std::max_element(largest, largest + 8);
+// An absolute value and the value of its last set bit, which is infinite for a zero.
+struct Size {
+  float magnitude, last_bit;
+};
+inline Size size_of(float v) {
+  uint32_t bits = bits_of_float(v) & 0x7fffffff;
+  float magnitude = float_of_bits(bits);
+  float last = bits & 0x7fffff ? magnitude - float_of_bits(bits & (bits - 1)) : magnitude;
+  return {magnitude, bits ? last : std::numeric_limits<float>::infinity()};
 }
 
-int lowest_bit(float v) {  // exponent of the last set bit of a finite nonzero value
-  int e;
-  float m = std::frexp(v, &e);
-  uint32_t bits = static_cast<uint32_t>(std::ldexp(std::fabs(m), 24));
-  return e - 24 + __builtin_ctz(bits);
-}
+// What bounds every dot of a tile: sums of magnitudes by row of A, the largest by column of B, the least last bits of
+// both. An infinity or a NaN makes the magnitude one.
+struct Bounds {
+  alignas(64) float row_sum[16], row_bit[16], column_most[kMaxN], column_bit[kMaxN];
+};
 
-void dot_exact(const DotTile& t, float* d, int bits) {
-  for (uint32_t i = 0; i < t.rows; ++i) {
+__attribute__((target_clones("default", "avx2"), optimize("O3"))) void bound_columns(const DotTile& t, Bounds& out) {
+  uint32_t most[kMaxN] = {};
+  std::fill_n(out.column_bit, t.n, std::numeric_limits<float>::infinity());
+  for (uint32_t x = 0; x < t.k; ++x) {
+    const float* row = t.b + x * t.n;
     for (uint32_t j = 0; j < t.n; ++j) {
-      float& c = d[i * t.n + j];
-      int low = std::numeric_limits<int>::max();
-      double total = c, magnitude = std::fabs(static_cast<double>(c));
-      bool finite = std::isfinite(c);
-      if (finite && c != 0) low = lowest_bit(c);
-      for (uint32_t x = 0; x < t.k; ++x) {
-        float a = t.a[i * t.k + x], b = t.b[x * t.n + j];
-        double p = static_cast<double>(a) * b;
-        finite = finite && std::isfinite(a) && std::isfinite(b);
-        total += p;
-        magnitude += std::fabs(p);
-        if (finite && p != 0) low = std::min(low, lowest_bit(a) + lowest_bit(b));
-      }
-      if (!finite) {
-        c = canonical(static_cast<float>(total));
-        continue;
-      }
-      if (magnitude == 0) {
-        c = 0;
-        continue;
-      }
-      if (!(magnitude < std::ldexp(1.0, low + bits)))
-        throw KernelFault("the sum of row " + std::to_string(i) + ", column " + std::to_string(j) +
-                          " is not exact in the matrix unit: magnitudes add to " + std::to_string(magnitude) +
-                          ", the last bit is 2^" + std::to_string(low) + ", and its accumulator keeps " +
-                          std::to_string(bits) + " bits");
-      c = static_cast<float>(total) + 0.0f;
+      Size s = size_of(row[j]);
+      most[j] = std::max(most[j], bits_of_float(s.magnitude));
+      out.column_bit[j] = s.last_bit < out.column_bit[j] ? s.last_bit : out.column_bit[j];
     }
   }
+  for (uint32_t j = 0; j < t.n; ++j) out.column_most[j] = float_of_bits(most[j]);
+}
+
+void bound_rows(const DotTile& t, Bounds& out) {
+  for (uint32_t i = 0; i < t.rows; ++i) {
+    double sum = 0;
+    float bit = std::numeric_limits<float>::infinity();
+    for (uint32_t x = 0; x < t.k; ++x) {
+      Size s = size_of(t.a[i * t.k + x]);
+      sum += s.magnitude;
+      bit = std::min(bit, s.last_bit);
+    }
+    out.row_sum[i] = std::nextafter(static_cast<float>(sum), std::numeric_limits<float>::infinity());
+    out.row_bit[i] = bit;
+  }
+}
+
+// Per element of row i whether `bits` bits and binary32 hold every partial sum, by the bounds; how many do not.
+__attribute__((target_clones("default", "avx2"), optimize("O3"))) uint32_t not_bounded(const DotTile& t,
+                                                                                       const Bounds& by, uint32_t i,
+                                                                                       const float* d, int bits,
+                                                                                       uint8_t* doubtful) {
+  const double room = static_cast<double>(1u << bits), sum = by.row_sum[i], bit = by.row_bit[i];
+  uint32_t count = 0;
+  for (uint32_t j = 0; j < t.n; ++j) {
+    Size c = size_of(d[j]);
+    double low = bit * by.column_bit[j];
+    double least = low < c.last_bit ? low : c.last_bit;
+    double most = sum * by.column_most[j] + c.magnitude;
+    bool fits = (most < least * room) & (most < 0x1p128) & (low >= 0x1p-149);
+    doubtful[j] = !fits;
+    count += !fits;
+  }
+  return count;
+}
+
+float dot_exact(const DotTile& t, uint32_t i, uint32_t j, float c, int bits) {
+  Size start = size_of(c);
+  double total = c, magnitude = start.magnitude, low = start.last_bit;
+  bool finite = std::isfinite(c);
+  for (uint32_t x = 0; x < t.k; ++x) {
+    float a = t.a[i * t.k + x], b = t.b[x * t.n + j];
+    double p = static_cast<double>(a) * b;
+    finite = finite && std::isfinite(a) && std::isfinite(b);
+    total += p;
+    magnitude += std::fabs(p);
+    if (p != 0) low = std::min(low, static_cast<double>(size_of(a).last_bit) * size_of(b).last_bit);
+  }
+  if (!finite) return canonical(static_cast<float>(total));
+  if (magnitude == 0) return 0;
+  if (!(magnitude < std::ldexp(low, bits)))
+    throw KernelFault("the sum of row " + std::to_string(i) + ", column " + std::to_string(j) +
+                      " is not exact in the matrix unit: magnitudes add to " + std::to_string(magnitude) +
+                      ", the last bit is 2^" + std::to_string(std::ilogb(low)) + ", and its accumulator keeps " +
+                      std::to_string(bits) + " bits");
+  return static_cast<float>(total) + 0.0f;
 }
 
 std::array<float, 256> table(const SmallFormat& f) {
@@ -171,15 +198,24 @@ void dot_int32(const DotTile& t, int32_t* d, bool saturate) {
 }
 
 void dot_float(const DotTile& t, float* d, int bits) {
-  float a = integer_magnitude(t.a, t.rows * t.k), b = integer_magnitude(t.b, t.k * t.n),
-        c = integer_magnitude(d, t.rows * t.n);
-  double bound = static_cast<double>(t.k) * a * b + c;
-  if (bound < static_cast<double>(1u << bits)) {  // false for NaN: some value is no integer
-    multiply(t.rows, t.n, t.k, t.a, t.b, d);
-    for (uint32_t i = 0; i < t.rows * t.n; ++i) d[i] += 0.0f;
-    return;
+  Bounds bounds;
+  bound_rows(t, bounds);
+  bound_columns(t, bounds);
+  uint8_t doubtful[16 * kMaxN];
+  std::vector<float> before;  // of what the bounds leave open
+  for (uint32_t i = 0; i < t.rows; ++i) {
+    if (!not_bounded(t, bounds, i, d + i * t.n, bits, doubtful + i * t.n)) continue;
+    for (uint32_t j = 0; j < t.n; ++j) {
+      if (doubtful[i * t.n + j]) before.push_back(d[i * t.n + j]);
+    }
   }
-  dot_exact(t, d, bits);
+  multiply(t.rows, t.n, t.k, t.a, t.b, d);
+  for (uint32_t i = 0; i < t.rows * t.n; ++i) d[i] += 0.0f;
+  if (before.empty()) return;
+  auto c = before.begin();
+  for (uint32_t at = 0; at < t.rows * t.n; ++at) {
+    if (doubtful[at]) d[at] = dot_exact(t, at / t.n, at % t.n, *c++, bits);
+  }
 }
 
 void dot_rounded(const DotTile& t, float* d) {

@@ -121,12 +121,21 @@ def test_mma_places_every_element(a_type: str, b_type: str, k: int) -> None:
         check_mma(a_type, b_type, k, a, b)
 
 
-def check_mma(a_type: str, b_type: str, k: int, a: np.ndarray, b: np.ndarray) -> None:
+def test_every_element_has_a_scale_of_its_own() -> None:
+    rows, columns = 2.0 ** RNG.integers(-60, 60, (16, 1)), 2.0 ** RNG.integers(-50, 60, (1, 8))
+    a, b = RNG.integers(-8, 9, (16, 16)) * rows, RNG.integers(-8, 9, (16, 8)) * columns
+    c = RNG.integers(-1000, 1000, (16, 8)) * (rows * columns)
+    a[3], a[5, 2], a[7, 1], a[8], b[:, 4], c[:, 6] = 0, np.nan, np.inf, 3 * 2.0**-126, 0, 0
+    b[:, 7], c[:, 7], c[8] = 2.0**-2, 0, 0
+    check_mma("bf16", "bf16", 16, a.astype(ml_dtypes.bfloat16), b.astype(ml_dtypes.bfloat16), c.astype(np.float32))
+
+
+def check_mma(a_type: str, b_type: str, k: int, a: np.ndarray, b: np.ndarray, start: np.ndarray | None = None) -> None:
     (a_kind, _), (b_kind, _) = TYPES[a_type], TYPES[b_type]
     size = np.dtype(a_kind).itemsize
     integer = a_type in ("s8", "u8")
     c_kind: Any = np.int32 if integer else np.float32
-    (c,) = numbered((16, 8), np.arange(-1000, 1000), c_kind)
+    c = numbered((16, 8), np.arange(-1000, 1000), c_kind)[0] if start is None else start
     per_a, per_b = 16 * k // 32, 8 * k // 32
     # Half-depth shapes use the first half of the registers.
     fa = np.array([[a[fragment_a(lane, i, size)] for i in range(per_a)] for lane in range(32)], a_kind).view(np.uint32)
@@ -142,9 +151,10 @@ def check_mma(a_type: str, b_type: str, k: int, a: np.ndarray, b: np.ndarray) ->
         f"{group('%xa', fa.shape[1])}, {group('%xb', fb.shape[1])}, {group('%xc', 4)};"
     )
     out = lanes(body, inputs, {f"%z{i}": c_kind for i in range(4)})
-    expected = a.astype(np.float64) @ b.astype(np.float64) + c
+    with np.errstate(invalid="ignore"):
+        expected = a.astype(np.float64) @ b.astype(np.float64) + c
     for lane, i in itertools.product(range(32), range(4)):
-        assert out[f"%z{i}"][lane] == expected[fragment_c(lane, i)]
+        np.testing.assert_equal(out[f"%z{i}"][lane], np.float32(expected[fragment_c(lane, i)]))
 
 
 def test_integer_accumulators_wrap_or_saturate() -> None:
