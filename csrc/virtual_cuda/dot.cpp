@@ -87,23 +87,21 @@ void bound_rows(const DotTile& t, Bounds& out) {
   }
 }
 
-// Per element of row i whether `bits` bits and binary32 hold every partial sum, by the bounds; how many do not.
-__attribute__((target_clones("default", "avx2"), optimize("O3"))) uint32_t not_bounded(const DotTile& t,
-                                                                                       const Bounds& by, uint32_t i,
-                                                                                       const float* d, int bits,
-                                                                                       uint8_t* doubtful) {
+// Per element of row i whether by the bounds `bits` bits and binary32 hold every partial sum; whether all are so.
+__attribute__((target_clones("default", "avx2"), optimize("O3"))) bool bound_sums(const DotTile& t, const Bounds& by,
+                                                                                  uint32_t i, const float* d, int bits,
+                                                                                  uint8_t* bounded) {
   const double room = static_cast<double>(1u << bits), sum = by.row_sum[i], bit = by.row_bit[i];
-  uint32_t count = 0;
+  bool all = true;
   for (uint32_t j = 0; j < t.n; ++j) {
     Size c = size_of(d[j]);
     double low = bit * by.column_bit[j];
     double least = low < c.last_bit ? low : c.last_bit;
     double most = sum * by.column_most[j] + c.magnitude;
-    bool fits = (most < least * room) & (most < 0x1p128) & (low >= 0x1p-149);
-    doubtful[j] = !fits;
-    count += !fits;
+    bounded[j] = (most < least * room) & (most < 0x1p128) & (low >= 0x1p-149);
+    all &= bounded[j];
   }
-  return count;
+  return all;
 }
 
 float dot_exact(const DotTile& t, uint32_t i, uint32_t j, float c, int bits) {
@@ -201,20 +199,15 @@ void dot_float(const DotTile& t, float* d, int bits) {
   Bounds bounds;
   bound_rows(t, bounds);
   bound_columns(t, bounds);
-  uint8_t doubtful[16 * kMaxN];
-  std::vector<float> before;  // of what the bounds leave open
-  for (uint32_t i = 0; i < t.rows; ++i) {
-    if (!not_bounded(t, bounds, i, d + i * t.n, bits, doubtful + i * t.n)) continue;
-    for (uint32_t j = 0; j < t.n; ++j) {
-      if (doubtful[i * t.n + j]) before.push_back(d[i * t.n + j]);
-    }
-  }
+  uint8_t bounded[16 * kMaxN];
+  bool all = true;
+  for (uint32_t i = 0; i < t.rows; ++i) all &= bound_sums(t, bounds, i, d + i * t.n, bits, bounded + i * t.n);
+  std::vector<float> before;
+  if (!all) before.assign(d, d + t.rows * t.n);
   multiply(t.rows, t.n, t.k, t.a, t.b, d);
   for (uint32_t i = 0; i < t.rows * t.n; ++i) d[i] += 0.0f;
-  if (before.empty()) return;
-  auto c = before.begin();
-  for (uint32_t at = 0; at < t.rows * t.n; ++at) {
-    if (doubtful[at]) d[at] = dot_exact(t, at / t.n, at % t.n, *c++, bits);
+  for (uint32_t at = 0; at < before.size(); ++at) {
+    if (!bounded[at]) d[at] = dot_exact(t, at / t.n, at % t.n, before[at], bits);
   }
 }
 

@@ -150,14 +150,12 @@ def test_a_benchmark_names_the_commit_and_the_cpu():
 
     root = Path(__file__).parents[2]
     asked = ["git", "rev-parse", "--short", "HEAD"]
-    said = (
-        subprocess.run(asked, cwd=root, capture_output=True, text=True, check=False)
-        if (root / ".git").exists()
-        else None
-    )
+    commit = ""
+    if (root / ".git").exists():
+        commit = subprocess.run(asked, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
     environment = Report("mxfp4_gemm", "typed", "cpu").environment
     assert device("cpu")[1].detail in environment["processor"]
-    assert environment.get("commit", "").removesuffix(" with changes") == (said.stdout.strip() if said else "")
+    assert environment.get("commit", "").removesuffix(" with changes") == commit
 
 
 @pytest.mark.parametrize(
